@@ -1,0 +1,251 @@
+//! The few effects the engine needs, as one trait; and the real disk.
+//!
+//! Paths are relative to the store. Every method is one system call or close to it, so that a
+//! simulated disk can stop the world between any two of them.
+
+use std::ffi::OsString;
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use crate::sys;
+
+/// What [`Disk::stat`] tells of an open file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stat {
+    /// Its length in bytes.
+    pub len: u64,
+    /// It still has a name.
+    pub named: bool,
+    /// Tells this file from every other that ever had its name, copies included: the inode number
+    /// mixed with the time of birth. Never 0.
+    pub identity: u64,
+}
+
+/// The names of streams.
+pub type Names = Box<dyn Iterator<Item = io::Result<OsString>> + Send>;
+
+/// What the engine asks of the operating system.
+pub trait Disk: Send + Sync + 'static {
+    /// An open file.
+    type File: Send + Sync + 'static;
+
+    /// Opens a file for reading, and for writing where it is to be created when absent.
+    fn open(&self, path: &Path, create: bool) -> io::Result<Self::File>;
+    /// An empty file without a name, gone when it is dropped.
+    fn scratch(&self) -> io::Result<Self::File>;
+    /// pread(2): may return less than asked for.
+    fn read_at(&self, file: &Self::File, bytes: &mut [u8], at: u64) -> io::Result<usize>;
+    /// pwrite(2): may write less than asked for.
+    fn write_at(&self, file: &Self::File, bytes: &[u8], at: u64) -> io::Result<usize>;
+    /// Makes `from..to`, which is the end of the file, read as zeros and take up its space where
+    /// the file system can promise that.
+    fn reserve(&self, file: &Self::File, from: u64, to: u64) -> io::Result<()>;
+    /// ftruncate(2).
+    fn set_len(&self, file: &Self::File, len: u64) -> io::Result<()>;
+    /// fdatasync(2).
+    fn sync_data(&self, file: &Self::File) -> io::Result<()>;
+    /// fsync(2).
+    fn sync_all(&self, file: &Self::File) -> io::Result<()>;
+    /// fstat(2).
+    fn stat(&self, file: &Self::File) -> io::Result<Stat>;
+    /// Waits for the lock of a file, flock(2): shared for readers, else exclusive.
+    fn lock(&self, file: &Self::File, shared: bool) -> io::Result<()>;
+    /// Gives it back.
+    fn unlock(&self, file: &Self::File) -> io::Result<()>;
+    /// The identity of the file at `path`.
+    fn identity(&self, path: &Path) -> io::Result<u64>;
+    /// mkdir(2).
+    fn create_dir(&self, path: &Path, mode: u32) -> io::Result<()>;
+    /// rmdir(2).
+    fn remove_dir(&self, path: &Path) -> io::Result<()>;
+    /// unlink(2).
+    fn remove_file(&self, path: &Path) -> io::Result<()>;
+    /// rename(2).
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+    /// fsync(2) of a directory: its names are durable.
+    fn sync_dir(&self, path: &Path) -> io::Result<()>;
+    /// The names of the directories in the store, dot names and lost+found left out.
+    fn streams(&self) -> io::Result<Names>;
+    /// The clock: nanoseconds since the Unix epoch.
+    fn now(&self) -> u64;
+}
+
+/// A directory of the operating system.
+#[derive(Debug)]
+pub struct Real {
+    root: PathBuf,
+    scratch: PathBuf,
+}
+
+impl Real {
+    /// The store at `root`, its unnamed files in `scratch`, which is `root` itself unless that
+    /// must not be written to.
+    pub fn new(root: PathBuf, scratch: PathBuf) -> Real {
+        Real { root, scratch }
+    }
+}
+
+/// Above this, reserving by writing zeros would write everything twice.
+const ZEROS: u64 = 8 << 20;
+
+impl Disk for Real {
+    type File = File;
+
+    fn open(&self, path: &Path, create: bool) -> io::Result<File> {
+        // Not through a symbolic link: who owns a stream's directory must not lend us their names.
+        OpenOptions::new()
+            .read(true)
+            .write(create)
+            .create(create)
+            .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+            .mode(0o600)
+            .open(self.root.join(path))
+    }
+
+    fn scratch(&self) -> io::Result<File> {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).mode(0o600);
+        match options
+            .clone()
+            .custom_flags(libc::O_TMPFILE)
+            .open(&self.scratch)
+        {
+            // A file system without unnamed files: take a name, and take it away.
+            Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
+                let name = format!(".scratch-{}-{}", std::process::id(), self.now());
+                let path = self.scratch.join(name);
+                let file = options.create_new(true).open(&path)?;
+                fs::remove_file(path)?;
+                Ok(file)
+            }
+            result => result,
+        }
+    }
+
+    fn read_at(&self, file: &File, bytes: &mut [u8], at: u64) -> io::Result<usize> {
+        file.read_at(bytes, at)
+    }
+
+    fn write_at(&self, file: &File, bytes: &[u8], at: u64) -> io::Result<usize> {
+        file.write_at(bytes, at)
+    }
+
+    fn reserve(&self, file: &File, from: u64, to: u64) -> io::Result<()> {
+        if to - from > ZEROS {
+            match sys::allocate(file, from, to) {
+                // A file system that cannot reserve: the commit may still find it full.
+                Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => file.set_len(to)?,
+                result => result?,
+            }
+            return Ok(());
+        }
+        // Blocks that hold zeros, not unwritten ones: to fill those in later is a change of
+        // metadata, and costs each commit a journal write.
+        let zeros = [0; 1 << 16];
+        let mut at = from;
+        while at < to {
+            let len = usize::try_from(to - at).map_or(zeros.len(), |left| left.min(zeros.len()));
+            file.write_all_at(&zeros[..len], at)?;
+            at += len as u64;
+        }
+        Ok(())
+    }
+
+    fn set_len(&self, file: &File, len: u64) -> io::Result<()> {
+        file.set_len(len)
+    }
+
+    fn sync_data(&self, file: &File) -> io::Result<()> {
+        file.sync_data()
+    }
+
+    fn sync_all(&self, file: &File) -> io::Result<()> {
+        file.sync_all()
+    }
+
+    fn stat(&self, file: &File) -> io::Result<Stat> {
+        let metadata = file.metadata()?;
+        Ok(Stat {
+            len: metadata.len(),
+            named: metadata.nlink() > 0,
+            identity: identity(&metadata),
+        })
+    }
+
+    fn lock(&self, file: &File, shared: bool) -> io::Result<()> {
+        if shared {
+            file.lock_shared()
+        } else {
+            file.lock()
+        }
+    }
+
+    fn unlock(&self, file: &File) -> io::Result<()> {
+        file.unlock()
+    }
+
+    fn identity(&self, path: &Path) -> io::Result<u64> {
+        Ok(identity(&fs::symlink_metadata(self.root.join(path))?))
+    }
+
+    fn create_dir(&self, path: &Path, mode: u32) -> io::Result<()> {
+        DirBuilder::new().mode(mode).create(self.root.join(path))
+    }
+
+    fn remove_dir(&self, path: &Path) -> io::Result<()> {
+        fs::remove_dir(self.root.join(path))
+    }
+
+    fn remove_file(&self, path: &Path) -> io::Result<()> {
+        fs::remove_file(self.root.join(path))
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::rename(self.root.join(from), self.root.join(to))
+    }
+
+    fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        File::open(self.root.join(path))?.sync_all()
+    }
+
+    fn streams(&self) -> io::Result<Names> {
+        Ok(Box::new(fs::read_dir(&self.root)?.filter_map(|entry| {
+            let stream = |entry: &fs::DirEntry| -> io::Result<bool> {
+                Ok(is_stream_name(&entry.file_name()) && entry.file_type()?.is_dir())
+            };
+            match entry.and_then(|entry| Ok(stream(&entry)?.then(|| entry.file_name()))) {
+                Ok(name) => name.map(Ok),
+                Err(error) => Some(Err(error)),
+            }
+        })))
+    }
+
+    fn now(&self) -> u64 {
+        // Before 1970 or after 2554 the log's own order of times takes over.
+        let since = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
+        u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+    }
+}
+
+/// Whether `name` can be that of a stream.
+pub fn is_stream_name(name: &std::ffi::OsStr) -> bool {
+    let bytes = name.as_encoded_bytes();
+    !bytes.is_empty() && bytes[0] != b'.' && bytes != b"lost+found" && !bytes.contains(&b'/')
+}
+
+fn identity(metadata: &fs::Metadata) -> u64 {
+    // Where the file system keeps no time of birth the inode number has to do.
+    let born = metadata
+        .created()
+        .ok()
+        .and_then(|t| t.duration_since(UNIX_EPOCH).ok());
+    let born = born.map_or(0, |t| {
+        t.as_secs() * 1_000_000_000 + u64::from(t.subsec_nanos())
+    });
+    (metadata.ino().wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ born).max(1)
+}

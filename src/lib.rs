@@ -1,0 +1,41 @@
+//! An event store whose whole client library is the file system: the engine, usable without a
+//! mount, and the mount.
+//!
+//! The map, from the pure core to the edge; each module knows only those above it:
+//!
+//! | module      | what it does                                    | must not know             |
+//! |-------------|-------------------------------------------------|---------------------------|
+//! | [`frame`]   | bytes <-> frame, every constant of the format   | files, clock, threads     |
+//! | [`index`]   | entries; view offset <-> event                  | files, clock, threads     |
+//! | [`batch`]   | bytes of a writer -> events                     | files, clock, threads     |
+//! | [`recover`] | what was found of a stream -> what to do        | files, clock, threads     |
+//! | [`error`]   | one error type, one match to errno              |                           |
+//! | `sys`       | system calls that std lacks; all of `unsafe`    |                           |
+//! | [`disk`]    | the few effects the engine needs, as one trait  | streams                   |
+//! | `spill`     | a batch until its commit, in bounded memory     | streams                   |
+//! | [`stream`]  | open, append, read                              | names, the mounted tree   |
+//! | [`store`]   | names -> streams                                | the mounted tree          |
+//! | [`tree`]     | paths, nodes, open files: the mounted tree      | fuser                     |
+//! | [`proc`]     | what /proc says of the process behind a request |                           |
+//! | [`fuse`]    | fuser's requests: convert, call, reply          |                           |
+//!
+//! `main` reads the arguments, creates every resource, and waits for signals.
+
+pub mod batch;
+pub mod disk;
+pub mod error;
+pub mod frame;
+pub mod fuse;
+pub mod index;
+pub mod proc;
+pub mod recover;
+mod spill;
+pub mod store;
+pub mod stream;
+#[doc(hidden)]
+pub mod sys;
+pub mod tree;
+
+pub use error::{Error, Result};
+pub use store::Store;
+pub use stream::{Event, Stream};

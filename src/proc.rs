@@ -1,0 +1,84 @@
+//! What /proc says of the process behind a request.
+//!
+//! The kernel sends the same FLUSH for a close and for the death of a process. Whether the process
+//! is exiting, and of what, is in `/proc/PID/stat`: proc_pid_stat(5), fields 9 and 52.
+
+use std::fs;
+
+/// Why a writer's file is being closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// It called close, exec or exit.
+    Closed,
+    /// A signal killed it.
+    Killed,
+    /// It is exiting, and possibly killed; we are not allowed to know.
+    Unknown,
+}
+
+/// The task is exiting; from the kernel's include/linux/sched.h.
+const PF_EXITING: u64 = 0x4;
+/// A signal ended the task, which is also so for the other threads of a process that calls exit.
+const PF_SIGNALED: u64 = 0x400;
+
+/// Why the thread `pid` is closing a file. `pid` 0 is a thread in a pid namespace that we cannot
+/// see; all that can be said is that it closes.
+pub fn ending(pid: u32) -> Ending {
+    let permitted = || fs::read_link(format!("/proc/{pid}/root")).is_ok();
+    fs::read_to_string(format!("/proc/{pid}/stat"))
+        .map_or(Ending::Closed, |stat| judge(&stat, permitted))
+}
+
+/// Reads a stat file. `permitted` says whether the kernel shows us what it hides from strangers,
+/// which includes the exit code.
+fn judge(stat: &str, permitted: impl FnOnce() -> bool) -> Ending {
+    // The name of the program, field 2, is in parentheses and may hold spaces and parentheses.
+    let fields = stat.rsplit_once(") ").map_or("", |(_, fields)| fields);
+    let field = |n: usize| {
+        fields
+            .split(' ')
+            .nth(n - 3)
+            .and_then(|f| f.trim().parse().ok())
+    };
+    let flags: u64 = field(9).unwrap_or(0);
+    let exit_code: u64 = field(52).unwrap_or(0);
+    match () {
+        () if flags & PF_EXITING == 0 => Ending::Closed,
+        () if exit_code & 0x7f != 0 => Ending::Killed,
+        () if flags & PF_SIGNALED == 0 || permitted() => Ending::Closed,
+        () => Ending::Unknown,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stat(flags: u64, exit_code: u64) -> String {
+        let mut fields = vec!["0".to_owned(); 50];
+        fields[0] = "R".to_owned();
+        fields[9 - 3] = flags.to_string();
+        fields[52 - 3] = exit_code.to_string();
+        format!("17 (a) b (c) {}\n", fields.join(" "))
+    }
+
+    #[test]
+    fn a_signal_is_told_from_an_exit() {
+        let exiting = PF_EXITING;
+        let signaled = PF_EXITING | PF_SIGNALED;
+        for (flags, exit_code, permitted, expected) in [
+            (0, 0, true, Ending::Closed),
+            (PF_SIGNALED, 9, true, Ending::Closed),
+            (exiting, 0, true, Ending::Closed),
+            (exiting, 3 << 8, true, Ending::Closed),
+            (signaled, 9, true, Ending::Killed),
+            (signaled, 11 | 0x80, true, Ending::Killed),
+            (signaled, 0, true, Ending::Closed),
+            (signaled, 0, false, Ending::Unknown),
+            (exiting, 0, false, Ending::Closed),
+        ] {
+            assert_eq!(judge(&stat(flags, exit_code), || permitted), expected);
+        }
+        assert_eq!(judge("", || true), Ending::Closed);
+    }
+}

@@ -1,0 +1,194 @@
+//! The system calls and the one instruction that std does not have. The only file with `unsafe`.
+#![allow(unsafe_code)]
+
+use std::ffi::CString;
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+/// Continues the CRC-32C `crc` over `bytes`; begin with 0. The instruction computes the register
+/// of RFC 3720 appendix B.4, which is inverted before and after.
+pub fn crc32c(crc: u32, bytes: &[u8]) -> u32 {
+    #[cfg(target_arch = "x86_64")]
+    if std::arch::is_x86_feature_detected!("sse4.2") {
+        // SAFETY: the processor has SSE 4.2, as just checked.
+        return unsafe { crc32c_sse(crc, bytes) };
+    }
+    crc32c_table(crc, bytes)
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "sse4.2")]
+fn crc32c_sse(crc: u32, bytes: &[u8]) -> u32 {
+    use std::arch::x86_64::{_mm_crc32_u8, _mm_crc32_u64};
+    let (words, rest) = bytes.as_chunks::<8>();
+    let mut wide = u64::from(!crc);
+    for word in words {
+        wide = _mm_crc32_u64(wide, u64::from_le_bytes(*word));
+    }
+    // The instruction leaves the upper half zero.
+    let mut crc = (wide & u64::from(u32::MAX)) as u32;
+    for byte in rest {
+        crc = _mm_crc32_u8(crc, *byte);
+    }
+    !crc
+}
+
+/// For processors without the instruction: Sarwate's table, one byte at a time.
+fn crc32c_table(crc: u32, bytes: &[u8]) -> u32 {
+    const TABLE: [u32; 256] = {
+        let mut table = [0; 256];
+        let mut i = 0;
+        while i < 256 {
+            let mut crc = i as u32;
+            let mut bit = 0;
+            while bit < 8 {
+                crc = (crc >> 1) ^ (0x82f6_3b78 & (crc & 1).wrapping_neg());
+                bit += 1;
+            }
+            table[i] = crc;
+            i += 1;
+        }
+        table
+    };
+    let step = |crc: u32, byte: &u8| (crc >> 8) ^ TABLE[usize::from(crc as u8 ^ byte)];
+    !bytes.iter().fold(!crc, step)
+}
+
+fn check(result: i32) -> io::Result<i32> {
+    match result {
+        -1 => Err(io::Error::last_os_error()),
+        result => Ok(result),
+    }
+}
+
+fn c_path(path: &Path) -> io::Result<CString> {
+    Ok(CString::new(path.as_os_str().as_bytes())?)
+}
+
+/// Reserves blocks for the bytes `from..to` of `file` and makes it that long; they read as zeros.
+pub fn allocate(file: &File, from: u64, to: u64) -> io::Result<()> {
+    let offset = libc::off_t::try_from(from).map_err(io::Error::other)?;
+    let len = libc::off_t::try_from(to - from).map_err(io::Error::other)?;
+    // SAFETY: a plain system call on a descriptor that is open as long as `file` is borrowed.
+    check(unsafe { libc::fallocate(file.as_raw_fd(), 0, offset, len) }).map(drop)
+}
+
+/// Space and files of the file system that holds `path`: statvfs(3).
+pub fn statvfs(path: &Path) -> io::Result<libc::statvfs> {
+    let path = c_path(path)?;
+    let mut stat = std::mem::MaybeUninit::uninit();
+    // SAFETY: `path` ends with a NUL, and `stat` has room for what the call writes.
+    check(unsafe { libc::statvfs(path.as_ptr(), stat.as_mut_ptr()) })?;
+    // SAFETY: the call succeeded, so it has filled all of it.
+    Ok(unsafe { stat.assume_init() })
+}
+
+/// Effective user and group id of this process.
+pub fn user() -> (u32, u32) {
+    // SAFETY: these calls take nothing and cannot fail.
+    unsafe { (libc::geteuid(), libc::getegid()) }
+}
+
+/// Splits off a child. Some(pid) in the parent, None in the child.
+///
+/// Only while the process has a single thread; `main` calls it first of all.
+pub fn fork() -> io::Result<Option<i32>> {
+    // SAFETY: there is one thread, so the child has everything the parent had, locks included.
+    let pid = check(unsafe { libc::fork() })?;
+    Ok((pid != 0).then_some(pid))
+}
+
+/// Leaves the terminal: a session of its own, and /dev/null for the standard streams.
+pub fn detach() -> io::Result<()> {
+    let null = File::options().read(true).write(true).open("/dev/null")?;
+    // SAFETY: plain system calls on descriptors that exist; std's handles to 0, 1 and 2 stay valid.
+    unsafe {
+        check(libc::setsid())?;
+        for fd in 0..3 {
+            check(libc::dup2(null.as_raw_fd(), fd))?;
+        }
+    }
+    Ok(())
+}
+
+/// Unmounts what is mounted at `path`; `lazily` also when it is in use.
+pub fn unmount(path: &Path, lazily: bool) -> io::Result<()> {
+    let path = c_path(path)?;
+    let flags = if lazily { libc::MNT_DETACH } else { 0 };
+    // SAFETY: `path` ends with a NUL.
+    check(unsafe { libc::umount2(path.as_ptr(), flags) }).map(drop)
+}
+
+/// Lets this process open as many files as it is allowed to.
+pub fn raise_file_limit() {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: `limit` is a valid rlimit for both calls. When they fail the limit stays as it was.
+    unsafe {
+        if libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) == 0 {
+            limit.rlim_cur = limit.rlim_max;
+            libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit);
+        }
+    }
+}
+
+/// SIGINT, SIGTERM and SIGHUP, blocked in this thread and those it will start.
+pub struct Signals(libc::sigset_t);
+
+impl Signals {
+    /// Blocks them. To be called before any thread is started.
+    pub fn block() -> io::Result<Signals> {
+        let mut set = std::mem::MaybeUninit::uninit();
+        // SAFETY: sigemptyset initialises the set that the other calls use.
+        unsafe {
+            libc::sigemptyset(set.as_mut_ptr());
+            let mut set = set.assume_init();
+            for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
+                libc::sigaddset(&raw mut set, signal);
+            }
+            check(libc::sigprocmask(
+                libc::SIG_BLOCK,
+                &raw const set,
+                std::ptr::null_mut(),
+            ))?;
+            Ok(Signals(set))
+        }
+    }
+
+    /// Waits for one of them.
+    pub fn wait(&self) -> i32 {
+        let mut signal = 0;
+        // SAFETY: the set is initialised, and `signal` has room for the answer.
+        unsafe { libc::sigwait(&raw const self.0, &raw mut signal) };
+        signal
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn crc32c_of_the_rfc() {
+        // RFC 3720 appendix B.4, and the check value of the CRC catalogue.
+        for crc in [crc32c, crc32c_table] {
+            assert_eq!(crc(0, &[0; 32]), 0x8a91_36aa);
+            assert_eq!(crc(0, &[0xff; 32]), 0x62a8_ab43);
+            assert_eq!(crc(0, b"123456789"), 0xe306_9283);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn table_and_instruction_agree(head: Vec<u8>, tail: Vec<u8>) {
+            let whole = [&head[..], &tail].concat();
+            prop_assert_eq!(crc32c(crc32c(0, &head), &tail), crc32c_table(0, &whole));
+        }
+    }
+}
