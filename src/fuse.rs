@@ -97,12 +97,8 @@ fn file_attr(attr: &Attr) -> FileAttr {
     }
 }
 
-/// How long attributes hold: a file grows, a directory's mode may be changed by another mount.
 fn attr_ttl(attr: &Attr) -> Duration {
-    match attr.kind {
-        Kind::Directory => SHORT,
-        Kind::File | Kind::Link => Duration::ZERO,
-    }
+    if attr.steady { SHORT } else { Duration::ZERO }
 }
 
 fn entry(reply: ReplyEntry, (attr, steady): &Found) {

@@ -216,7 +216,7 @@ fn in_background(arguments: &Arguments) -> Result<(), String> {
 /// Mounts, tells `report`, and serves until a signal or an unmount.
 fn mount(arguments: &Arguments, report: Option<OwnedFd>) -> Result<(), String> {
     let signals = sys::Signals::block().map_err(|error| format!("signals: {error}"))?;
-    sys::raise_file_limit();
+    sys::set_limits();
     let (store_path, mount_point) = check_paths(arguments)?;
 
     let to_stderr = arguments.foreground;
@@ -298,7 +298,8 @@ fn check_paths(arguments: &Arguments) -> Result<(PathBuf, PathBuf), String> {
         }
     };
     let store = directory(store, "store", "; an empty directory becomes a store")?;
-    if let Err(error) = fs::metadata(mount_point)
+    // Not stat(2), which the kernel may answer from its cache for a while.
+    if let Err(error) = sys::statvfs(mount_point)
         && error.raw_os_error() == Some(libc::ENOTCONN)
     {
         // What a killed daemon has left.

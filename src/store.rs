@@ -42,7 +42,7 @@ pub struct Store<D: Disk = Real> {
 
 impl Store<Real> {
     /// Opens the store in the directory `path`, an empty directory becomes one. A store opened for
-    /// reading only is never written to, and must exist.
+    /// reading only is never written to.
     ///
     /// # Errors
     /// [`Error::Foreign`] for a directory that holds something else, or a later format.
@@ -93,10 +93,8 @@ fn prepare(path: &Path, read_only: bool) -> Result<()> {
         }
     }
     if read_only {
-        return Err(Error::Foreign(format!(
-            "{}: an empty directory; mount it once for writing to make it a store",
-            path.display()
-        )));
+        // A store without streams.
+        return Ok(());
     }
     // Whole or not at all: the name comes last.
     let new = path.join(".smolstore.new");

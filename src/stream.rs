@@ -121,7 +121,7 @@ impl Tip {
 
 /// Where a reader was: event and log offset. A hint, checked when used.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Cursor(u64, u64);
+pub(crate) struct Cursor(pub(crate) u64, pub(crate) u64);
 
 /// An event as it was read.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -545,7 +545,13 @@ impl<D: Disk> Stream<D> {
         if walk.next == n {
             return Ok(walk.at);
         }
-        self.map(files, walk.next, walk.at, n)
+        match self.map(files, walk.next, walk.at, n) {
+            Err(Error::Damaged { .. }) => Err(self.damaged(
+                n,
+                "its place in the log is lost, for those before are damaged",
+            )),
+            result => result,
+        }
     }
 
     // ---- reading -----------------------------------------------------------------------------
@@ -751,19 +757,17 @@ impl<D: Disk> Stream<D> {
                 Err(error) if out.is_empty() => return Err(error),
                 Err(_) => break,
             };
-            if skip < line.len() {
-                *cursor = Cursor(n, at);
-                let end = line.len().min(skip + size - out.len());
-                out.extend_from_slice(&line[skip..end]);
-            }
-            skip = skip.saturating_sub(line.len());
+            *cursor = Cursor(n, at);
+            let end = line.len().min(skip + size - out.len());
+            out.extend_from_slice(&line[skip..end]);
+            skip = 0;
             n += 1;
             at += (frame::HEADER + line.len()) as u64;
         }
         Ok(out)
     }
 
-    /// The event in which `view` lies, or one a little before it, and where that begins.
+    /// The event in which `view` lies, and where that begins.
     fn seek(
         &self,
         files: &Files<D>,
@@ -772,9 +776,16 @@ impl<D: Disk> Stream<D> {
         view: u64,
         Cursor(n, at): Cursor,
     ) -> Result<(u64, u64)> {
-        let near = view.wrapping_sub(view_offset(n, at));
-        if n < tip.count && near < BIG && self.line(files, scan, n, at).is_ok() {
-            return Ok((n, at));
+        // The event where the last read ended, or the one behind it.
+        if let Some(into) = view.checked_sub(view_offset(n, at))
+            && n < tip.count
+            && let Ok(line) = self.line(files, scan, n, at)
+        {
+            match line.len() as u64 {
+                len if into < len => return Ok((n, at)),
+                len if into == len => return Ok((n + 1, at + frame::HEADER as u64 + len)),
+                _ => {}
+            }
         }
         let n = index::event_at(view, tip.count, |n| self.entry(files, n))?;
         let at = self.entry(files, n)?;

@@ -101,8 +101,10 @@ pub fn fork() -> io::Result<Option<i32>> {
     Ok((pid != 0).then_some(pid))
 }
 
-/// Leaves the terminal: a session of its own, and /dev/null for the standard streams.
+/// Leaves the terminal and the working directory: a session of its own, and /dev/null for the
+/// standard streams.
 pub fn detach() -> io::Result<()> {
+    std::env::set_current_dir("/")?;
     let null = File::options().read(true).write(true).open("/dev/null")?;
     // SAFETY: plain system calls on descriptors that exist; std's handles to 0, 1 and 2 stay valid.
     unsafe {
@@ -122,18 +124,25 @@ pub fn unmount(path: &Path, lazily: bool) -> io::Result<()> {
     check(unsafe { libc::umount2(path.as_ptr(), flags) }).map(drop)
 }
 
-/// Lets this process open as many files as it is allowed to.
-pub fn raise_file_limit() {
+/// Lets this process open as many files as it is allowed to, and take memory page by page: fuser
+/// has a buffer of 16 MiB for each thread, of which little is used.
+pub fn set_limits() {
     let mut limit = libc::rlimit {
         rlim_cur: 0,
         rlim_max: 0,
     };
-    // SAFETY: `limit` is a valid rlimit for both calls. When they fail the limit stays as it was.
+    // SAFETY: `limit` is a valid rlimit for both calls, and the others take only numbers. When
+    // one fails all stays as it was.
     unsafe {
         if libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) == 0 {
             limit.rlim_cur = limit.rlim_max;
             libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit);
         }
+        // Or a huge page of each buffer would be taken,
+        libc::prctl(libc::PR_SET_THP_DISABLE, 1, 0, 0, 0);
+        // and all of it, when glibc has learnt from the first to recycle such large ones.
+        #[cfg(target_env = "gnu")]
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 8 << 20);
     }
 }
 

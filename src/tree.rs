@@ -204,6 +204,8 @@ pub struct Attr {
     pub uid: u32,
     /// Group.
     pub gid: u32,
+    /// It may be believed for a while: only another mount can change it.
+    pub steady: bool,
 }
 
 /// A change of attributes; what is None stays.
@@ -377,7 +379,12 @@ impl<D: Disk> Open<D> {
         match self.node {
             Node::New(_) => Ok(Vec::new()),
             Node::Count(_) => {
-                let text = format!("{}\n", self.stream.count()?);
+                let mut seen = lock(&self.cursor);
+                if offset == 0 {
+                    // Who reads on gets the rest of the same number.
+                    seen.0 = self.stream.count()?;
+                }
+                let text = format!("{}\n", seen.0);
                 let from = usize::try_from(offset).map_or(text.len(), |from| from.min(text.len()));
                 let to = text.len().min(from.saturating_add(size));
                 Ok(text.as_bytes()[from..to].to_vec())
@@ -594,7 +601,7 @@ enum Handle {
 
 // ---- the tree --------------------------------------------------------------------------------
 
-/// A found node, and whether it will always be found again while its stream is there.
+/// A found node, and whether its name holds as long as its stream does.
 pub type Found = (Attr, bool);
 
 /// The mounted tree.
@@ -668,6 +675,7 @@ impl Tree {
             mode: directory.mode() & 0o7777,
             uid: directory.uid(),
             gid: directory.gid(),
+            steady: matches!(node, Node::Root | Node::Stream(_)),
         };
         match (node, self.private) {
             (Node::Root, Some(user)) => {
@@ -899,6 +907,10 @@ impl Tree {
             _ => return Err(Error::NotPermitted),
         }
         let sync = flags & libc::O_DSYNC != 0;
+        let seen = match node {
+            Node::Count(_) => stream.count()?,
+            _ => 0,
+        };
         let open = Open {
             node,
             stream,
@@ -906,7 +918,7 @@ impl Tree {
             len,
             append,
             through: matches!(node, Node::Lines(_)) || sync,
-            cursor: Mutex::default(),
+            cursor: Mutex::new(Cursor(seen, 0)),
             writer: Mutex::new(Writer {
                 batch: None,
                 owners: HashMap::new(),

@@ -1,0 +1,107 @@
+//! Bounded resources: descriptors and memory of the daemon, whatever its users do.
+
+use crate::harness::*;
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Command, Stdio};
+
+const FILES_MAX: usize = 2_000;
+const PEAK_KIB_MAX: u64 = 200 * 1024;
+
+#[track_caller]
+fn bounded(m: &Mnt) {
+    let (files, peak) = (m.open_files(), m.rss_peak_kib());
+    assert!(files < FILES_MAX, "{files} files open");
+    assert!(peak < PEAK_KIB_MAX, "{peak} KiB");
+}
+
+/// Opens many files in a process of its own, as descriptors of this one would pass to other tests' children.
+const HOLDER: &str = "
+import os, resource, sys
+hard = max(12000, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+resource.setrlimit(resource.RLIMIT_NOFILE, (12000, hard))
+files = []
+for n in range(10000):
+    files.append(os.open('s%d/events' % (n % 200), os.O_WRONLY | os.O_APPEND))
+    os.write(files[-1], b'pending %d\\n' % n)
+print('pending', flush=True)
+sys.stdin.readline()
+for file in files[:5000]:
+    os.close(file)
+print('half', flush=True)
+sys.stdin.readline()
+";
+
+#[test]
+fn ten_thousand_open_files_with_a_batch_each() {
+    if !have("python3") {
+        return;
+    }
+    let m = Mnt::new();
+    let streams: Vec<_> = (0..200).map(|n| m.stream(format!("s{n}"))).collect();
+    let mut python = Command::new("python3");
+    python
+        .args(["-c", HOLDER])
+        .current_dir(m.path())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped());
+    let mut python = Reaped(python.spawn().unwrap());
+    let mut said = BufReader::new(python.0.stdout.take().unwrap()).lines();
+    let mut go_on = python.0.stdin.take().unwrap();
+
+    assert_eq!(said.next().unwrap().unwrap(), "pending");
+    bounded(&m);
+    assert!(
+        streams.iter().all(|s| count(s) == 0),
+        "nothing is committed yet"
+    );
+    let other = m.stream("other");
+    append(other.join("events"), "served\n");
+    assert_eq!(read(other.join("events")), b"served\n");
+
+    go_on.write_all(b"\n").unwrap();
+    assert_eq!(said.next().unwrap().unwrap(), "half");
+    bounded(&m);
+    assert!(
+        streams.iter().all(|s| count(s) == 25),
+        "what was closed is committed"
+    );
+
+    // What was acknowledged survives the daemon, what was not does not.
+    m.kill(libc::SIGKILL);
+    m.restart();
+    for (n, s) in streams.iter().enumerate() {
+        let want: String = (0..25)
+            .map(|k| format!("pending {}\n", n + 200 * k))
+            .collect();
+        assert_eq!(text(&read(s.join("events"))), want);
+    }
+    drop(go_on);
+}
+
+#[test]
+fn three_thousand_streams_touched_once() {
+    let m = Mnt::new();
+    std::thread::scope(|scope| {
+        for thread in 0..8 {
+            let m = &m;
+            scope.spawn(move || {
+                for n in (thread..3_000).step_by(8) {
+                    let s = m.stream(format!("s{n}"));
+                    append(s.join("events"), format!("the one of {n}\n"));
+                    assert_eq!(count(&s), 1);
+                }
+            });
+        }
+    });
+    let check = || {
+        for n in 0..3_000 {
+            let events = read(m.path().join(format!("s{n}/events")));
+            assert_eq!(text(&events), format!("the one of {n}\n"));
+        }
+        bounded(&m);
+    };
+    check();
+    m.kill(libc::SIGKILL);
+    m.restart();
+    check();
+}

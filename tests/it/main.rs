@@ -1,0 +1,26 @@
+//! Behaviour of the mounted system, through real mounts.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    missing_docs,
+    unreachable_pub,
+    clippy::cast_possible_truncation,
+    unsafe_code,
+    clippy::undocumented_unsafe_blocks
+)]
+
+mod big;
+mod binary;
+mod command;
+mod commit;
+mod concurrent;
+mod death;
+mod errors;
+mod guard;
+mod harness;
+mod languages;
+mod limits;
+mod read;
+mod shells;
+mod tour;
+mod tree;
