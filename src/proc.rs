@@ -24,6 +24,13 @@ const PF_SIGNALED: u64 = 0x400;
 /// Why the thread `pid` is closing a file. `pid` 0 is a thread in a pid namespace that we cannot
 /// see; all that can be said is that it closes.
 pub fn ending(pid: u32) -> Ending {
+    // Who has memory is not exiting. It may be in the middle of an exec, waiting for our answer
+    // with the lock held that reading `stat` waits for (and ps, for the whole machine to see);
+    // reading `status` does not.
+    match fs::read_to_string(format!("/proc/{pid}/status")) {
+        Ok(status) if !status.contains("\nVmSize:") => {}
+        _ => return Ending::Closed,
+    }
     let permitted = || fs::read_link(format!("/proc/{pid}/root")).is_ok();
     fs::read_to_string(format!("/proc/{pid}/stat"))
         .map_or(Ending::Closed, |stat| judge(&stat, permitted))

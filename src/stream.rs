@@ -1181,16 +1181,23 @@ impl<D: Disk> Stream<D> {
             let mut pending = lock(&self.pending);
             pending.0 -= bytes;
             pending.1 -= events;
-            pending.0
+            *pending
         };
         if bytes < index::MAX_STEP {
             return;
         }
         // When it does not work the space is given back at the next mount.
         let _ = self.locked(|files, tip| {
-            let keep = index::grown(tip.end + left);
+            let keep = index::grown(tip.end + left.0);
             if lock(&self.room).log > keep {
                 self.cut(files, keep).map_err(self.os("log"))?;
+            }
+            let keep = index::grown(entry_at(tip.count + left.1));
+            let room = &mut lock(&self.room).index;
+            if *room > keep {
+                *room = keep;
+                let cut = self.disk().set_len(&files.index, keep);
+                cut.map_err(self.os("index"))?;
             }
             Ok(())
         });

@@ -244,7 +244,7 @@ fn new_and_at_take_one_event() {
         { echo three; seq 2; } | cat > at/2
         set -C; echo four > at/3
         ",
-        &["one\n\n", "two\n", "three\n1\n2\n\n", "four\n"],
+        &["one\n\n", "two\n", "three\n1\n2\n\n", "four\n\n"],
     );
     refuses("set -C; echo x > at/1", "");
 }
