@@ -15,6 +15,7 @@ mod command;
 mod commit;
 mod concurrent;
 mod death;
+mod engine;
 mod errors;
 mod guard;
 mod harness;
