@@ -31,12 +31,12 @@ const SHORT: Duration = Duration::from_secs(1);
 const LONG: Duration = Duration::from_secs(24 * 3600);
 
 /// The file system that fuser serves.
-pub struct Fuse(Arc<Tree>);
+pub struct Fuse(Arc<Tree>, Box<dyn Fn() + Send + Sync>);
 
 impl Fuse {
-    /// Serves `tree`.
-    pub fn new(tree: Arc<Tree>) -> Fuse {
-        Fuse(tree)
+    /// Serves `tree`; calls `ended` when the mount is gone, whoever unmounted it.
+    pub fn new(tree: Arc<Tree>, ended: Box<dyn Fn() + Send + Sync>) -> Fuse {
+        Fuse(tree, ended)
     }
 
     /// Runs a request. A fault in it is an error like any other, and its user's alone.
@@ -130,6 +130,10 @@ impl Filesystem for Fuse {
         let _ = config.set_max_write(MAX_WRITE);
         let _ = config.set_max_background(256);
         Ok(())
+    }
+
+    fn destroy(&mut self) {
+        (self.1)();
     }
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {

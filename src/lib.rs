@@ -21,6 +21,8 @@
 //!
 //! `main` reads the arguments, creates every resource, and waits for signals.
 
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
 pub mod batch;
 pub mod disk;
 pub mod error;

@@ -8,6 +8,7 @@ use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio, exit};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use fuser::{Config, MountOption, Session, SessionACL};
 use smolstore::fuse::Fuse;
@@ -249,16 +250,20 @@ fn mount(arguments: &Arguments, report: Option<OwnedFd>) -> Result<(), String> {
     if arguments.read_only {
         config.mount_options.push(MountOption::RO);
     }
-    let session = Session::new(Fuse::new(tree), &mount_point, &config)
-        .map_err(|error| explain(&mount_point, &error))?;
-    std::thread::spawn(move || {
-        let ended = session.run();
-        if let Err(error) = &ended {
-            log_line(to_stderr, &format!("the mount ended: {error}"));
+    // Unmounted by somebody else. Not by way of fuser's destructors: they unmount what others have
+    // mounted at the same place since.
+    let serving = Arc::new(AtomicBool::new(false));
+    let served = serving.clone();
+    let ended = move || {
+        if served.load(Relaxed) {
+            exit(0);
         }
-        // Unmounted by somebody else, or the connection broke.
-        exit(i32::from(ended.is_err()));
-    });
+    };
+    let fuse = Fuse::new(tree, Box::new(ended));
+    let session =
+        Session::new(fuse, &mount_point, &config).map_err(|error| explain(&mount_point, &error))?;
+    serving.store(true, Relaxed);
+    std::thread::spawn(move || session.run());
 
     // Answered by the threads just started.
     let device = fs::metadata(&mount_point)
@@ -276,7 +281,6 @@ fn mount(arguments: &Arguments, report: Option<OwnedFd>) -> Result<(), String> {
             &format!("{}: cannot unmount: {error}", mount_point.display()),
         );
     }
-    // Not by way of fuser's destructors: they may unmount what others have mounted there since.
     exit(0);
 }
 

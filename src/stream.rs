@@ -45,8 +45,8 @@ pub(crate) struct Shared<D: Disk> {
     stopped: Mutex<HashMap<u64, &'static str>>,
     /// Those with open files; the next to close them is in front.
     open: Mutex<VecDeque<Arc<Stream<D>>>>,
-    /// The last large event read: identity of the log, index, line.
-    big: Mutex<Option<(u64, u64, Arc<[u8]>)>>,
+    /// The last large event read.
+    big: Mutex<Option<Big>>,
 }
 
 impl<D: Disk> Shared<D> {
@@ -88,6 +88,9 @@ impl<D: Disk> Shared<D> {
         lock(&self.open).clear();
     }
 }
+
+/// Identity of the log, index, line.
+type Big = (u64, u64, Arc<[u8]>);
 
 /// The open files of a stream, recovered.
 struct Files<D: Disk> {

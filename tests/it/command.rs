@@ -468,3 +468,23 @@ fn options_of_mount_and_fstab_are_accepted() {
     assert!(command.status().unwrap().success());
     append_one(&dirs.join("mnt/s"));
 }
+
+#[test]
+fn a_mount_made_right_after_an_unmount_stays() {
+    let dirs = Dirs::new();
+    let (store, mnt) = (dirs.join("store"), dirs.join("mnt"));
+    for n in 0..20 {
+        assert!(smolstore([&store, &mnt]).status().unwrap().success());
+        // The daemon before this one may still be about to end.
+        std::thread::sleep(std::time::Duration::from_millis(10 * (n % 5)));
+        fs::create_dir(mnt.join(format!("s{n}"))).unwrap();
+        let status = Command::new("umount").arg(&mnt).status().unwrap();
+        assert!(status.success(), "mount {n} is still there");
+    }
+    assert!(!fs::exists(mnt.join("s0")).unwrap());
+    assert_eq!(
+        fs::read_dir(&store).unwrap().count(),
+        21,
+        "20 streams and the mark"
+    );
+}
