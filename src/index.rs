@@ -78,7 +78,7 @@ mod tests {
         #[test]
         fn files_grow_in_proportion(needed in 1u64..1 << 40) {
             let len = grown(needed);
-            prop_assert!(len >= needed && len % 4096 == 0 && len - needed <= needed / 8 + 4096);
+            prop_assert!(len >= needed && len.is_multiple_of(4096) && len - needed <= needed / 8 + 4096);
             prop_assert!(len - needed <= MAX_STEP + 4096);
         }
     }
