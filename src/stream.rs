@@ -572,9 +572,20 @@ impl<D: Disk> Stream<D> {
 
     fn files_and_tip(self: &Arc<Self>) -> Result<(Arc<Files<D>>, Tip)> {
         let mut files = self.files()?;
-        let stat = self.disk().stat(&files.index).map_err(self.os("index"))?;
-        if !stat.named && files.counted && !self.shared.read_only {
-            // The index was deleted, or the stream.
+        let named = self
+            .disk()
+            .stat(&files.index)
+            .map_err(self.os("index"))?
+            .named;
+        // The index was deleted, or the stream. Where we may not make another, it is an old or
+        // a private one until there is one.
+        let stale = if self.shared.read_only {
+            let index = self.name().join("index");
+            !(files.lost || files.counted && named) && self.disk().identity(&index).is_ok()
+        } else {
+            files.counted && !named
+        };
+        if stale {
             self.close();
             files = self.files()?;
         }

@@ -470,26 +470,25 @@ impl<D: Disk> Open<D> {
             return done(Err(error));
         }
         let last = writer.last == owner;
-        let ending = ending();
-        if ending == Ending::Killed && writer.owners.is_empty() {
-            writer.batch = None;
-        }
-        let taken = if ending == Ending::Closed {
-            writer.take(last)
-        } else {
-            // Its torn line goes, complete ones may be others'.
-            let complete = writer.take(false);
-            if last {
+        let taken = match ending() {
+            Ending::Closed => writer.take(last),
+            Ending::Killed if writer.owners.is_empty() => {
                 writer.batch = None;
+                Ok(None)
             }
-            if ending == Ending::Killed {
-                // They come with the close of who is still alive.
-                if let Ok(Some(batch)) = complete {
-                    writer.batch = Some(batch);
+            // Others wrote, too. The complete lines stay, and come when one of them closes.
+            Ending::Killed if last => writer.take(false).map(|complete| {
+                writer.batch = complete;
+                None
+            }),
+            Ending::Killed => Ok(None),
+            Ending::Unknown => {
+                let complete = writer.take(false);
+                if last {
+                    writer.batch = None;
                 }
-                return self.settle(writer, done);
+                complete
             }
-            complete
         };
         match taken {
             Ok(Some(batch)) => self.commit(writer, batch, Some(owner), done),

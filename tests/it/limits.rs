@@ -1,6 +1,7 @@
 //! Bounded resources: descriptors and memory of the daemon, whatever its users do.
 
 use crate::harness::*;
+use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
 
@@ -104,4 +105,37 @@ fn three_thousand_streams_touched_once() {
     m.kill(libc::SIGKILL);
     m.restart();
     check();
+}
+
+#[test]
+fn two_hundred_thousand_streams() {
+    const STREAMS: usize = 200_000;
+    let m = Mnt::new();
+    m.stop();
+    // As the mount would make them, without as many requests.
+    for n in 0..STREAMS {
+        fs::create_dir(m.store().join(format!("s{n}"))).unwrap();
+    }
+    m.restart();
+    let mut seen = vec![false; STREAMS];
+    for name in names(m.path()) {
+        let n: usize = name.to_str().unwrap()[1..].parse().unwrap();
+        assert!(!std::mem::replace(&mut seen[n], true), "s{n} came twice");
+    }
+    assert!(seen.iter().all(|seen| *seen), "one is missing");
+    let last = m.path().join("s199999");
+    append(last.join("events"), "x\n");
+    fs::rename(&last, m.path().join("renamed")).unwrap();
+    fs::remove_dir(m.path().join("s7")).unwrap();
+    assert!(!m.path().join("s7").exists() && !last.exists());
+    assert_eq!(count(&m.path().join("renamed")), 1);
+    // What `ls -l` does; the kernel, and so the daemon, keeps the names it was told.
+    for n in (0..STREAMS - 1).filter(|n| *n != 7) {
+        assert!(
+            fs::metadata(m.path().join(format!("s{n}")))
+                .unwrap()
+                .is_dir()
+        );
+    }
+    bounded(&m);
 }
