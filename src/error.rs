@@ -45,6 +45,10 @@ pub enum Error {
         /// What failed.
         why: String,
     },
+    /// There is nothing to read yet, and the reader does not want to wait.
+    Again,
+    /// The reader has a signal to attend to.
+    Interrupted,
     /// A fault in smolstore itself.
     Fault,
     /// A directory that is not a store.
@@ -73,6 +77,8 @@ impl Error {
             Error::TooLong => libc::EMSGSIZE,
             Error::ReadOnly => libc::EROFS,
             Error::TooManyBatches => libc::ENFILE,
+            Error::Again => libc::EAGAIN,
+            Error::Interrupted => libc::EINTR,
             Error::Damaged { .. }
             | Error::Stopped { .. }
             | Error::Fault
@@ -120,6 +126,8 @@ impl fmt::Display for Error {
                 f,
                 "stream {stream:?}: a commit may have happened or not: {why}"
             ),
+            Error::Again => f.write_str("there is nothing more yet"),
+            Error::Interrupted => f.write_str("interrupted by a signal"),
             Error::Fault => f.write_str("a fault in smolstore: please report it"),
             Error::Foreign(why) => f.write_str(why),
             Error::Os { errno, what } => {

@@ -13,9 +13,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fuser::{
     BsdFileFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation,
-    INodeNo, InitFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
-    ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite, Request,
-    TimeOrNow, WriteFlags,
+    INodeNo, InitFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier,
+    RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry,
+    ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, Request, TimeOrNow, WriteFlags,
 };
 
 use crate::error::{Error, Result};
@@ -271,17 +271,50 @@ impl Filesystem for Fuse {
 
     fn read(
         &self,
-        _: &Request,
+        request: &Request,
         _: INodeNo,
         handle: FileHandle,
         offset: u64,
         size: u32,
-        _: OpenFlags,
+        flags: OpenFlags,
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        match self.run(|tree| tree.file(handle.0)?.read(offset, size as usize)) {
-            Ok(bytes) => reply.data(&bytes),
+        self.start(|tree| {
+            let answering = tree.clone();
+            let answer = move |result: Result<Vec<u8>>| match result {
+                Ok(bytes) => reply.data(&bytes),
+                Err(error) => reply.error(errno(&answering, &error)),
+            };
+            let wait = (flags.0 & libc::O_NONBLOCK == 0).then_some(request.pid());
+            match tree.file(handle.0) {
+                Ok(file) => file.read_on(offset, size as usize, wait, Box::new(answer)),
+                Err(error) => answer(Err(error)),
+            }
+        });
+    }
+
+    fn poll(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        handle: FileHandle,
+        notifier: PollNotifier,
+        _: PollEvents,
+        flags: PollFlags,
+        reply: ReplyPoll,
+    ) {
+        let notify = || -> Box<dyn FnOnce() + Send> {
+            // Who no longer polls is told nothing.
+            Box::new(|| drop(notifier.notify()))
+        };
+        let later = flags.contains(PollFlags::FUSE_POLL_SCHEDULE_NOTIFY);
+        match self.run(|tree| tree.file(handle.0)?.poll(later.then(notify))) {
+            Ok(ready) => {
+                let write = PollEvents::POLLOUT | PollEvents::POLLWRNORM;
+                let read = PollEvents::POLLIN | PollEvents::POLLRDNORM;
+                reply.poll(if ready { read | write } else { write });
+            }
             Err(errno) => reply.error(errno),
         }
     }

@@ -9,11 +9,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio, exit};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::Duration;
 
 use fuser::{Config, MountOption, Session, SessionACL};
 use smolstore::fuse::Fuse;
-use smolstore::tree::Tree;
-use smolstore::{Store, sys};
+use smolstore::tree::{LOOKS_A_SECOND, Tree};
+use smolstore::{Store, proc, sys};
 
 const HELP: &str = "\
 smolstore: an event store whose whole client library is the file system
@@ -259,11 +260,18 @@ fn mount(arguments: &Arguments, report: Option<OwnedFd>) -> Result<(), String> {
             exit(0);
         }
     };
-    let fuse = Fuse::new(tree, Box::new(ended));
+    let fuse = Fuse::new(tree.clone(), Box::new(ended));
     let session =
         Session::new(fuse, &mount_point, &config).map_err(|error| explain(&mount_point, &error))?;
     serving.store(true, Relaxed);
     std::thread::spawn(move || session.run());
+    let waiting = tree.clone();
+    std::thread::spawn(move || {
+        loop {
+            std::thread::sleep(Duration::from_secs(1) / LOOKS_A_SECOND);
+            waiting.waiters().look(proc::interrupted);
+        }
+    });
 
     // Answered by the threads just started.
     let device = fs::metadata(&mount_point)
@@ -275,6 +283,7 @@ fn mount(arguments: &Arguments, report: Option<OwnedFd>) -> Result<(), String> {
         let _ = fs::File::from(report).write_all(b"serving");
     }
     signals.wait();
+    tree.waiters().end();
     if let Err(error) = unmount(&mount_point, device) {
         log_line(
             to_stderr,
@@ -350,6 +359,11 @@ fn explain(mount_point: &Path, error: &io::Error) -> String {
         return format!(
             "{mount_point}: cannot mount: /dev/fuse: {device}; it takes 'modprobe fuse', in a \
              container '--device /dev/fuse'"
+        );
+    }
+    if error.to_string().contains("user_allow_other") {
+        return format!(
+            "{mount_point}: no right to let other users in: /etc/fuse.conf must say user_allow_other"
         );
     }
     match (error.kind(), sys::user()) {

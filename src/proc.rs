@@ -36,6 +36,21 @@ pub fn ending(pid: u32) -> Ending {
         .map_or(Ending::Closed, |stat| judge(&stat, permitted))
 }
 
+/// Whether the thread `pid` has a signal to attend to, or is gone.
+pub fn interrupted(pid: u32) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/status")).map_or(true, |status| pending(&status))
+}
+
+/// Reads a status file: a signal is pending, for the thread or its process, and not blocked.
+fn pending(status: &str) -> bool {
+    let mask = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name));
+        line.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+            .unwrap_or(0)
+    };
+    (mask("SigPnd:") | mask("ShdPnd:")) & !mask("SigBlk:") != 0
+}
+
 /// Reads a stat file. `permitted` says whether the kernel shows us what it hides from strangers,
 /// which includes the exit code.
 fn judge(stat: &str, permitted: impl FnOnce() -> bool) -> Ending {
@@ -87,5 +102,18 @@ mod tests {
             assert_eq!(judge(&stat(flags, exit_code), || permitted), expected);
         }
         assert_eq!(judge("", || true), Ending::Closed);
+    }
+
+    #[test]
+    fn a_signal_is_pending_unless_it_is_blocked() {
+        let status = |thread: u32, process: u32, blocked: u32| {
+            format!(
+                "Name:\tx\nSigQ:\t1/9\nSigPnd:\t{thread:016x}\nShdPnd:\t{process:016x}\n\
+                 SigBlk:\t{blocked:016x}\nSigIgn:\t0000000000000000\n"
+            )
+        };
+        assert!(!pending(&status(0, 0, 2)));
+        assert!(pending(&status(2, 0, 0)) && pending(&status(0, 0x4000, 2)));
+        assert!(!pending(&status(2, 2, 2)));
     }
 }

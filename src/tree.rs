@@ -1,7 +1,7 @@
 //! The mounted tree: paths, nodes, attributes, open files. Knows nothing of fuser.
 //!
 //! ```text
-//! /S/{events,lines,new,count}   /S/{from,at}/{N,beginning,newest,next,@SECONDS}
+//! /S/{events,lines,new,count}   /S/{from,at,follow}/{N,beginning,newest,next,@SECONDS}
 //! ```
 //!
 //! A node number holds all there is to know of a node but the stream's name, so that memory does
@@ -12,6 +12,7 @@ use std::ffi::{OsStr, OsString};
 use std::fs::{self, Metadata};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::batch::Shape;
@@ -28,6 +29,7 @@ use crate::stream::{Batch, Cursor, Stream, lock};
 enum View {
     From,
     At,
+    Follow,
 }
 
 /// A place in the tree; `u32` is our number for a stream.
@@ -55,7 +57,7 @@ enum Link {
 }
 
 /// The files of a stream's directory.
-const ENTRIES: [&str; 6] = ["events", "lines", "new", "count", "from", "at"];
+const ENTRIES: [&str; 7] = ["events", "lines", "new", "count", "from", "at", "follow"];
 /// The named horizons.
 const LINKS: [(&str, Link); 3] = [
     ("beginning", Link::Beginning),
@@ -81,8 +83,10 @@ impl Node {
             Node::Count(stream) => (4, stream, 0),
             Node::Views(stream, View::From) => (5, stream, 0),
             Node::Views(stream, View::At) => (6, stream, 0),
+            Node::Views(stream, View::Follow) => (7, stream, 0),
             Node::View(stream, View::From, index) => (8, stream, index),
             Node::View(stream, View::At, index) => (9, stream, index),
+            Node::View(stream, View::Follow, index) => (10, stream, index),
             Node::Link(stream, Link::Beginning) => (11, stream, 0),
             Node::Link(stream, Link::Newest) => (11, stream, 1),
             Node::Link(stream, Link::Next) => (11, stream, 2),
@@ -104,8 +108,10 @@ impl Node {
             4 => Node::Count(stream),
             5 => Node::Views(stream, View::From),
             6 => Node::Views(stream, View::At),
+            7 => Node::Views(stream, View::Follow),
             8 => Node::View(stream, View::From, index),
             9 => Node::View(stream, View::At, index),
+            10 => Node::View(stream, View::Follow, index),
             11 => Node::Link(
                 stream,
                 match index {
@@ -323,6 +329,9 @@ pub struct Open<D: Disk = Real> {
     through: bool,
     cursor: Mutex<Cursor>,
     writer: Mutex<Writer<D>>,
+    /// How far it was read: there is more to poll for when the view is longer.
+    seen: AtomicU64,
+    waiters: Arc<Waiters<D>>,
 }
 
 /// What an open file has gathered since its last commit.
@@ -395,10 +404,68 @@ impl<D: Disk> Open<D> {
                 let mut cursor = *lock(&self.cursor);
                 let view = self.base.saturating_add(offset);
                 let bytes = self.stream.read_view(view, size, &mut cursor)?;
+                let end = offset.saturating_add(bytes.len() as u64);
+                self.seen.fetch_max(end, Relaxed);
                 *lock(&self.cursor) = cursor;
                 Ok(bytes)
             }
         }
+    }
+
+    /// Like [`Open::read`], but where a follower would come to the end `answer` is called when
+    /// there is more, or the thread `pid` has a signal to attend to.
+    pub fn read_on(self: &Arc<Self>, offset: u64, size: usize, wait: Option<u32>, answer: Answer) {
+        let bytes = self.read(offset, size);
+        let follows = matches!(self.node, Node::View(_, View::Follow, _));
+        match (bytes, wait) {
+            (Ok(bytes), Some(pid)) if follows && bytes.is_empty() && size > 0 => {
+                let reader = Waiter::Reader {
+                    offset,
+                    size,
+                    pid,
+                    looks: 0,
+                    answer,
+                };
+                self.wait(offset, reader);
+            }
+            (Ok(bytes), None) if follows && bytes.is_empty() => answer(Err(Error::Again)),
+            (bytes, _) => answer(bytes),
+        }
+    }
+
+    /// Whether there is something this open file has not read. When not, and it is a file that
+    /// grows, `notify` is called when there is.
+    pub fn poll(self: &Arc<Self>, notify: Option<Box<dyn FnOnce() + Send>>) -> Result<bool> {
+        let grows = !matches!(
+            self.node,
+            Node::New(_) | Node::Count(_) | Node::View(_, View::At, _)
+        );
+        let seen = self.seen.load(Relaxed);
+        let ready = !grows || self.more(seen)?;
+        if let (false, Some(notify)) = (ready, notify) {
+            self.wait(seen, Waiter::Poller { seen, notify });
+        }
+        Ok(ready)
+    }
+
+    /// Whether there is something behind `offset`.
+    fn more(&self, offset: u64) -> Result<bool> {
+        Ok(self.stream.tip()?.view() > self.base.saturating_add(offset))
+    }
+
+    fn wait(self: &Arc<Self>, offset: u64, waiter: Waiter) {
+        let mut parked = lock(&self.waiters.parked);
+        // A commit is visible before it takes this lock to look for waiters.
+        if self.more(offset).is_ok_and(|more| !more) {
+            let here = parked.entry(self.key()).or_default();
+            return here.push((self.clone(), waiter));
+        }
+        drop(parked);
+        waiter.wake(self);
+    }
+
+    fn key(&self) -> usize {
+        Arc::as_ptr(&self.stream) as usize
     }
 
     /// Takes `bytes` into the batch, and calls `done` when the write is to return.
@@ -559,10 +626,12 @@ impl<D: Disk> Open<D> {
         let finish = move |result: Result<u64>| {
             let mut writer = lock(&open.writer);
             writer.in_flight -= 1;
+            let mut woken = false;
             match &result {
                 Ok(first) if events > 0 => {
                     writer.guard = writer.guard.map(|_| first + events);
                     writer.sealed = open.shape() == Shape::One;
+                    woken = true;
                 }
                 Err(error) if !gone.is_empty() => {
                     writer.batch = None;
@@ -573,8 +642,141 @@ impl<D: Disk> Open<D> {
             }
             drop(writer);
             done(result.map(drop));
+            if woken {
+                open.waiters.wake(open.key(), false);
+            }
         };
         self.stream.submit(batch, guard, Box::new(finish));
+    }
+}
+
+// ---- waiting ---------------------------------------------------------------------------------
+
+/// Called with what was read.
+pub type Answer = Box<dyn FnOnce(Result<Vec<u8>>) + Send>;
+
+/// Somebody who waits for the next event. It holds no thread.
+enum Waiter {
+    Reader {
+        offset: u64,
+        size: usize,
+        /// The thread that reads, 0 when it is in a pid namespace that we cannot see.
+        pid: u32,
+        /// How often it was looked at.
+        looks: u32,
+        answer: Answer,
+    },
+    Poller {
+        seen: u64,
+        notify: Box<dyn FnOnce() + Send>,
+    },
+}
+
+impl Waiter {
+    /// Answers with what there is now, if only the end.
+    fn wake<D: Disk>(self, open: &Open<D>) {
+        match self {
+            Waiter::Reader {
+                offset,
+                size,
+                answer,
+                ..
+            } => answer(match open.read(offset, size) {
+                // The stream is gone, and with it what could have come.
+                Err(Error::NotFound) => Ok(Vec::new()),
+                result => result,
+            }),
+            Waiter::Poller { notify, .. } => notify(),
+        }
+    }
+
+    fn offset(&self) -> u64 {
+        match self {
+            Waiter::Reader { offset, .. } => *offset,
+            Waiter::Poller { seen, .. } => *seen,
+        }
+    }
+
+    /// Whether the reader has a signal to attend to. Of one that we cannot see nothing is known:
+    /// once a second it may look itself.
+    fn interrupted(&mut self, interrupted: impl Fn(u32) -> bool) -> bool {
+        match self {
+            Waiter::Reader { pid: 0, looks, .. } => {
+                *looks += 1;
+                *looks > LOOKS_A_SECOND
+            }
+            Waiter::Reader { pid, .. } => interrupted(*pid),
+            Waiter::Poller { .. } => false,
+        }
+    }
+}
+
+/// How often [`Waiters::look`] is to be called.
+pub const LOOKS_A_SECOND: u32 = 8;
+
+/// Those who wait, by stream.
+pub struct Waiters<D: Disk = Real> {
+    parked: Mutex<HashMap<usize, Vec<Parked<D>>>>,
+}
+
+type Parked<D> = (Arc<Open<D>>, Waiter);
+
+impl<D: Disk> Waiters<D> {
+    /// Answers those who wait for more of a stream, when there is; `end`: all of them.
+    fn wake(&self, key: usize, end: bool) {
+        let mut ready = lock(&self.parked).remove(&key).unwrap_or_default();
+        if !end {
+            let more = |(open, waiter): &mut Parked<D>| open.more(waiter.offset()).unwrap_or(true);
+            let mut waiting = ready;
+            ready = waiting.extract_if(.., more).collect();
+            if !waiting.is_empty() {
+                lock(&self.parked).entry(key).or_default().extend(waiting);
+            }
+        }
+        for (open, waiter) in ready {
+            waiter.wake(&open);
+        }
+    }
+
+    /// Looks after all who wait: for what other mounts have committed, and for signals.
+    pub fn look(&self, interrupted: impl Fn(u32) -> bool) {
+        let mut parked = lock(&self.parked);
+        let mut gone = Vec::new();
+        let mut woken = Vec::new();
+        for (key, waiting) in &mut *parked {
+            gone.extend(waiting.extract_if(.., |(_, waiter)| waiter.interrupted(&interrupted)));
+            // The end of the view is the same for all; an error is for them to see.
+            let end = waiting
+                .first()
+                .map(|(open, _)| open.stream.tip().map(|tip| tip.view()));
+            if end.is_some_and(|end| {
+                waiting.iter().any(|(open, waiter)| {
+                    end.as_ref()
+                        .map_or(true, |end| *end > open.base.saturating_add(waiter.offset()))
+                })
+            }) {
+                woken.push(*key);
+            }
+        }
+        parked.retain(|_, waiting| !waiting.is_empty());
+        drop(parked);
+        for (open, waiter) in gone {
+            match waiter {
+                Waiter::Reader { answer, .. } => answer(Err(Error::Interrupted)),
+                poller @ Waiter::Poller { .. } => poller.wake(&open),
+            }
+        }
+        for key in woken {
+            self.wake(key, false);
+        }
+    }
+
+    /// Ends all waits: to the readers it is the end of the file.
+    pub fn end(&self) {
+        let keys: Vec<usize> = lock(&self.parked).keys().copied().collect();
+        for key in keys {
+            self.wake(key, true);
+        }
     }
 }
 
@@ -612,6 +814,7 @@ pub struct Tree {
     streams: Mutex<Streams>,
     handles: Mutex<HashMap<u64, Handle>>,
     next_handle: Mutex<u64>,
+    waiters: Arc<Waiters>,
 }
 
 impl Tree {
@@ -624,7 +827,15 @@ impl Tree {
             streams: Mutex::default(),
             handles: Mutex::default(),
             next_handle: Mutex::default(),
+            waiters: Arc::new(Waiters {
+                parked: Mutex::default(),
+            }),
         }
+    }
+
+    /// Those who wait for events.
+    pub fn waiters(&self) -> &Waiters {
+        &self.waiters
     }
 
     /// Tells the operator.
@@ -732,6 +943,7 @@ impl Tree {
                 b"count" => Ok(Node::Count(stream)),
                 b"from" => Ok(Node::Views(stream, View::From)),
                 b"at" => Ok(Node::Views(stream, View::At)),
+                b"follow" => Ok(Node::Views(stream, View::Follow)),
                 _ => Err(Error::NotFound),
             },
             Node::Views(stream, view) => match horizon(bytes).ok_or(Error::NotFound)? {
@@ -817,7 +1029,9 @@ impl Tree {
         if Node::of(parent)? != Node::Root {
             return Err(Error::NotPermitted);
         }
+        let stream = self.store.stream(name)?;
         self.store.remove(name)?;
+        self.waiters.wake(Arc::as_ptr(&stream) as usize, true);
         lock(&self.streams).unname(name);
         Ok(())
     }
@@ -830,7 +1044,9 @@ impl Tree {
         if !replace && self.metadata(to.1).is_ok() {
             return Err(Error::Exists);
         }
+        let stream = self.store.stream(from.1)?;
         self.store.rename(from.1, to.1)?;
+        self.waiters.wake(Arc::as_ptr(&stream) as usize, true);
         lock(&self.streams).rename(from.1, to.1);
         Ok(())
     }
@@ -893,6 +1109,7 @@ impl Tree {
                 }
                 base = stream.view(index)?;
             }
+            Node::View(_, View::Follow, index) if !write => base = stream.view(index)?,
             Node::View(_, View::At, index) if create => {
                 guard = Some(index);
                 len = 0;
@@ -918,6 +1135,8 @@ impl Tree {
             append,
             through: matches!(node, Node::Lines(_)) || sync,
             cursor: Mutex::new(Cursor(seen, 0)),
+            seen: AtomicU64::new(0),
+            waiters: self.waiters.clone(),
             writer: Mutex::new(Writer {
                 batch: None,
                 owners: HashMap::new(),
@@ -1081,7 +1300,9 @@ fn size(node: Node, stream: &Arc<Stream<Real>>, born: u64) -> Result<(u64, u64)>
     let tip = stream.tip()?;
     let time = if tip.time == 0 { born } else { tip.time };
     Ok(match node {
-        Node::New(_) => (0, time),
+        // A follower's file has no end, as a pipe has none. With a size, `cat follow/0 > file` would
+        // copy that much in the kernel and take it for all.
+        Node::New(_) | Node::View(_, View::Follow, _) => (0, time),
         Node::Count(_) => (tip.count.to_string().len() as u64 + 1, time),
         Node::View(_, View::From, index) => (tip.view().saturating_sub(stream.view(index)?), time),
         Node::View(_, View::At, index) => match stream.meta(index) {
@@ -1148,8 +1369,9 @@ mod tests {
             for node in [
                 Node::Root, Node::Stream(stream), Node::Events(stream), Node::Lines(stream),
                 Node::New(stream), Node::Count(stream), Node::Views(stream, View::From),
-                Node::Views(stream, View::At), Node::View(stream, View::From, index),
-                Node::View(stream, View::At, index), Node::Link(stream, Link::Beginning),
+                Node::Views(stream, View::At), Node::Views(stream, View::Follow),
+                Node::View(stream, View::From, index), Node::View(stream, View::At, index),
+                Node::View(stream, View::Follow, index), Node::Link(stream, Link::Beginning),
                 Node::Link(stream, Link::Newest), Node::Link(stream, Link::Next),
                 Node::Link(stream, Link::To(index)),
             ] {
