@@ -81,7 +81,7 @@ impl Tally {
                 }
             }
             Shape::Sized => {
-                if bytes.len() - 4 > MAX_EVENT {
+                if bytes.len() > MAX_EVENT + 4 {
                     return Err(TooLong);
                 }
                 self.events += 1;

@@ -228,7 +228,7 @@ impl Disk for Real {
         let since = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default();
-        u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+        u64::try_from(since.as_nanos()).map_or(u64::MAX / 2, |now| now.min(u64::MAX / 2))
     }
 }
 
@@ -245,7 +245,9 @@ fn identity(metadata: &fs::Metadata) -> u64 {
         .ok()
         .and_then(|t| t.duration_since(UNIX_EPOCH).ok());
     let born = born.map_or(0, |t| {
-        t.as_secs() * 1_000_000_000 + u64::from(t.subsec_nanos())
+        t.as_secs()
+            .wrapping_mul(1_000_000_000)
+            .wrapping_add(u64::from(t.subsec_nanos()))
     });
     (metadata.ino().wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ born).max(1)
 }

@@ -326,11 +326,15 @@ impl Filesystem for Fuse {
         handle: FileHandle,
         offset: u64,
         bytes: &[u8],
-        _: WriteFlags,
+        how: WriteFlags,
         _: OpenFlags,
         owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
+        if how.contains(WriteFlags::FUSE_WRITE_CACHE) {
+            // A page of a shared mapping: not an append.
+            return reply.error(Errno::EPERM);
+        }
         self.start(|tree| {
             // A request holds no more than MAX_WRITE.
             let len = u32::try_from(bytes.len()).unwrap_or(u32::MAX);

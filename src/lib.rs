@@ -13,7 +13,9 @@
 //! | `sys`       | system calls that std lacks; all of `unsafe`    |                           |
 //! | [`disk`]    | the few effects the engine needs, as one trait  | streams                   |
 //! | `spill`     | a batch until its commit, in bounded memory     | streams                   |
-//! | [`stream`]  | open, append, read                              | names, the mounted tree   |
+//! | `log`       | log and index of a stream: where its events are | batches                   |
+//! | [`stream`]  | open, recover, read                             | names, the mounted tree   |
+//! | [`commit`]  | append: batches, their queue, the commit        | names, the mounted tree   |
 //! | [`store`]   | names -> streams                                | the mounted tree          |
 //! | [`tree`]     | paths, nodes, open files: the mounted tree      | fuser                     |
 //! | [`proc`]     | what /proc says of the process behind a request |                           |
@@ -24,11 +26,13 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod batch;
+pub mod commit;
 pub mod disk;
 pub mod error;
 pub mod frame;
 pub mod fuse;
 pub mod index;
+mod log;
 pub mod proc;
 pub mod recover;
 mod spill;

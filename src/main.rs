@@ -386,11 +386,17 @@ fn unmount(mount_point: &Path, device: u64) -> io::Result<()> {
     if fs::metadata(mount_point).map(|there| there.dev()).ok() != Some(device) {
         return Ok(());
     }
-    match sys::unmount(mount_point, false) {
-        Err(error) if error.kind() == io::ErrorKind::ResourceBusy => detach(mount_point),
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => detach(mount_point),
-        result => result,
+    // Readers that were just told of the end are about to close.
+    for _ in 0..10 {
+        match sys::unmount(mount_point, false) {
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
+                std::thread::sleep(Duration::from_millis(30));
+            }
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => break,
+            result => return result,
+        }
     }
+    detach(mount_point)
 }
 
 /// Takes a mount away from its place; who still uses it gets ENOTCONN when we are gone.

@@ -85,7 +85,8 @@ fn prepare(path: &Path, read_only: bool) -> Result<()> {
     for entry in fs::read_dir(path).map_err(os(path))? {
         let name = entry.map_err(os(path))?.file_name();
         // What a crash left of an attempt to write the mark.
-        if name != "lost+found" && name != ".smolstore.new" {
+        let unfinished = name.as_encoded_bytes().starts_with(b".smolstore.");
+        if name != "lost+found" && !unfinished {
             return Err(Error::Foreign(format!(
                 "{}: not a store and not empty: it holds {name:?}",
                 path.display()
@@ -97,7 +98,7 @@ fn prepare(path: &Path, read_only: bool) -> Result<()> {
         return Ok(());
     }
     // Whole or not at all: the name comes last.
-    let new = path.join(".smolstore.new");
+    let new = path.join(format!(".smolstore.{}", std::process::id()));
     let write = || -> io::Result<()> {
         let mut file = fs::OpenOptions::new()
             .write(true)
@@ -223,8 +224,9 @@ impl<D: Disk> Store<D> {
             Err(error) => return Err(error),
         }
         let disk = &self.shared.disk;
-        disk.rename(&from, &to).map_err(Error::os(from.display()))?;
-        stream.renamed(&to);
+        stream.rename(&to, || {
+            disk.rename(&from, &to).map_err(Error::os(from.display()))
+        })?;
         let mut streams = lock(&self.streams);
         streams.remove(from.as_os_str());
         streams.insert(to.into(), Arc::downgrade(&stream));

@@ -16,11 +16,12 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::batch::Shape;
+use crate::commit::Batch;
 use crate::disk::{Disk, Names, Real};
 use crate::error::{Error, Result};
 use crate::proc::Ending;
 use crate::store::Store;
-use crate::stream::{Batch, Cursor, Stream, lock};
+use crate::stream::{Cursor, Stream, lock};
 
 // ---- nodes -----------------------------------------------------------------------------------
 
@@ -329,9 +330,18 @@ pub struct Open<D: Disk = Real> {
     through: bool,
     cursor: Mutex<Cursor>,
     writer: Mutex<Writer<D>>,
-    /// How far it was read: there is more to poll for when the view is longer.
-    seen: AtomicU64,
+    read: Mutex<Read>,
     waiters: Arc<Waiters<D>>,
+}
+
+/// How far an open file was read.
+#[derive(Default)]
+struct Read {
+    end: u64,
+    /// It was told that this is the end.
+    ended: bool,
+    /// A poller is parked: the kernel knows it by the open file, so one is enough.
+    polled: bool,
 }
 
 /// What an open file has gathered since its last commit.
@@ -404,8 +414,10 @@ impl<D: Disk> Open<D> {
                 let mut cursor = *lock(&self.cursor);
                 let view = self.base.saturating_add(offset);
                 let bytes = self.stream.read_view(view, size, &mut cursor)?;
-                let end = offset.saturating_add(bytes.len() as u64);
-                self.seen.fetch_max(end, Relaxed);
+                let mut read = lock(&self.read);
+                read.end = read.end.max(offset.saturating_add(bytes.len() as u64));
+                read.ended = bytes.is_empty() && size > 0;
+                drop(read);
                 *lock(&self.cursor) = cursor;
                 Ok(bytes)
             }
@@ -420,7 +432,6 @@ impl<D: Disk> Open<D> {
         match (bytes, wait) {
             (Ok(bytes), Some(pid)) if follows && bytes.is_empty() && size > 0 => {
                 let reader = Waiter::Reader {
-                    offset,
                     size,
                     pid,
                     looks: 0,
@@ -434,16 +445,21 @@ impl<D: Disk> Open<D> {
     }
 
     /// Whether there is something this open file has not read. When not, and it is a file that
-    /// grows, `notify` is called when there is.
+    /// grows, `notify` is called when there is. Where a read at the end does not wait, the end is
+    /// such a thing, once: busybox's `read` polls before each read, and would never come to it.
     pub fn poll(self: &Arc<Self>, notify: Option<Box<dyn FnOnce() + Send>>) -> Result<bool> {
         let grows = !matches!(
             self.node,
             Node::New(_) | Node::Count(_) | Node::View(_, View::At, _)
         );
-        let seen = self.seen.load(Relaxed);
-        let ready = !grows || self.more(seen)?;
-        if let (false, Some(notify)) = (ready, notify) {
-            self.wait(seen, Waiter::Poller { seen, notify });
+        let follows = matches!(self.node, Node::View(_, View::Follow, _));
+        let mut read = lock(&self.read);
+        let end = read.end;
+        let ready = !grows || (!follows && !read.ended) || self.more(end)?;
+        let park = !ready && notify.is_some() && !std::mem::replace(&mut read.polled, true);
+        drop(read);
+        if let (true, Some(notify)) = (park, notify) {
+            self.wait(end, Waiter::Poller { notify });
         }
         Ok(ready)
     }
@@ -454,14 +470,20 @@ impl<D: Disk> Open<D> {
     }
 
     fn wait(self: &Arc<Self>, offset: u64, waiter: Waiter) {
-        let mut parked = lock(&self.waiters.parked);
-        // A commit is visible before it takes this lock to look for waiters.
-        if self.more(offset).is_ok_and(|more| !more) {
-            let here = parked.entry(self.key()).or_default();
-            return here.push((self.clone(), waiter));
+        let mut all = lock(&self.waiters.0);
+        all.last += 1;
+        let id = all.last;
+        all.parked.entry(self.key()).or_default().push(Parked {
+            id,
+            open: self.clone(),
+            offset,
+            waiter,
+        });
+        drop(all);
+        // What was committed before it could be seen to wait.
+        if self.more(offset).unwrap_or(true) {
+            self.waiters.wake(self.key(), false);
         }
-        drop(parked);
-        waiter.wake(self);
     }
 
     fn key(&self) -> usize {
@@ -502,7 +524,7 @@ impl<D: Disk> Open<D> {
             return Err(Error::Invalid);
         }
         let mut take = || {
-            if let Some(guard) = writer.guard
+            if let Some(guard) = writer.guard.filter(|_| writer.in_flight == 0)
                 && self.stream.count()? != guard
             {
                 return Err(Error::Exists);
@@ -596,8 +618,11 @@ impl<D: Disk> Open<D> {
             drop(writer);
             return done(Ok(()));
         }
+        drop(writer);
+        // It takes its place in the queue behind theirs.
         let nothing = self.stream.batch(Shape::Lines);
-        self.commit(writer, nothing, None, done);
+        let done = Box::new(move |result: Result<u64>| done(result.map(drop)));
+        self.stream.submit(nothing, None, done);
     }
 
     /// Commits `batch`. When that fails, `told` learns it by this, all others who had bytes in it
@@ -615,6 +640,10 @@ impl<D: Disk> Open<D> {
             .owners
             .extract_if(|_, end| *end <= boundary)
             .collect();
+        if rest > 0 {
+            // A line that began in this batch may end in the rest, which must not come alone.
+            gone.extend(&writer.owners);
+        }
         if let Some(told) = told {
             gone.remove(&told);
         }
@@ -658,7 +687,6 @@ pub type Answer = Box<dyn FnOnce(Result<Vec<u8>>) + Send>;
 /// Somebody who waits for the next event. It holds no thread.
 enum Waiter {
     Reader {
-        offset: u64,
         size: usize,
         /// The thread that reads, 0 when it is in a pid namespace that we cannot see.
         pid: u32,
@@ -667,46 +695,33 @@ enum Waiter {
         answer: Answer,
     },
     Poller {
-        seen: u64,
         notify: Box<dyn FnOnce() + Send>,
     },
 }
 
-impl Waiter {
-    /// Answers with what there is now, if only the end.
-    fn wake<D: Disk>(self, open: &Open<D>) {
-        match self {
-            Waiter::Reader {
-                offset,
-                size,
-                answer,
-                ..
-            } => answer(match open.read(offset, size) {
-                // The stream is gone, and with it what could have come.
-                Err(Error::NotFound) => Ok(Vec::new()),
-                result => result,
-            }),
-            Waiter::Poller { notify, .. } => notify(),
-        }
-    }
+struct Parked<D: Disk> {
+    id: u64,
+    open: Arc<Open<D>>,
+    /// It waits for what is behind this.
+    offset: u64,
+    waiter: Waiter,
+}
 
-    fn offset(&self) -> u64 {
-        match self {
-            Waiter::Reader { offset, .. } => *offset,
-            Waiter::Poller { seen, .. } => *seen,
-        }
-    }
-
-    /// Whether the reader has a signal to attend to. Of one that we cannot see nothing is known:
-    /// once a second it may look itself.
-    fn interrupted(&mut self, interrupted: impl Fn(u32) -> bool) -> bool {
-        match self {
-            Waiter::Reader { pid: 0, looks, .. } => {
-                *looks += 1;
-                *looks > LOOKS_A_SECOND
+impl<D: Disk> Parked<D> {
+    /// Answers with what there is now, if only the end; or that there is a signal.
+    fn wake(self, interrupted: bool) {
+        match self.waiter {
+            Waiter::Reader { answer, .. } if interrupted => answer(Err(Error::Interrupted)),
+            Waiter::Reader { size, answer, .. } => {
+                let read = self.open.read(self.offset, size);
+                // The stream may be gone, and with it what could have come.
+                let gone = read == Err(Error::NotFound);
+                answer(if gone { Ok(Vec::new()) } else { read });
             }
-            Waiter::Reader { pid, .. } => interrupted(*pid),
-            Waiter::Poller { .. } => false,
+            Waiter::Poller { notify } => {
+                lock(&self.open.read).polled = false;
+                notify();
+            }
         }
     }
 }
@@ -714,69 +729,88 @@ impl Waiter {
 /// How often [`Waiters::look`] is to be called.
 pub const LOOKS_A_SECOND: u32 = 8;
 
-/// Those who wait, by stream.
-pub struct Waiters<D: Disk = Real> {
-    parked: Mutex<HashMap<usize, Vec<Parked<D>>>>,
+/// Those who wait.
+pub struct Waiters<D: Disk = Real>(Mutex<All<D>>);
+
+struct All<D: Disk> {
+    /// By stream. The lock is never held while a stream is looked at, which may take its time.
+    parked: HashMap<usize, Vec<Parked<D>>>,
+    last: u64,
 }
 
-type Parked<D> = (Arc<Open<D>>, Waiter);
+impl<D: Disk> Default for Waiters<D> {
+    fn default() -> Self {
+        Waiters(Mutex::new(All {
+            parked: HashMap::new(),
+            last: 0,
+        }))
+    }
+}
 
 impl<D: Disk> Waiters<D> {
+    /// Takes out those of a stream that `which` says.
+    fn take(&self, key: usize, which: impl Fn(&Parked<D>) -> bool) -> Vec<Parked<D>> {
+        let mut all = lock(&self.0);
+        let Some(here) = all.parked.get_mut(&key) else {
+            return Vec::new();
+        };
+        let taken = here.extract_if(.., |parked| which(parked)).collect();
+        if here.is_empty() {
+            all.parked.remove(&key);
+        }
+        taken
+    }
+
     /// Answers those who wait for more of a stream, when there is; `end`: all of them.
     fn wake(&self, key: usize, end: bool) {
-        let mut ready = lock(&self.parked).remove(&key).unwrap_or_default();
-        if !end {
-            let more = |(open, waiter): &mut Parked<D>| open.more(waiter.offset()).unwrap_or(true);
-            let mut waiting = ready;
-            ready = waiting.extract_if(.., more).collect();
-            if !waiting.is_empty() {
-                lock(&self.parked).entry(key).or_default().extend(waiting);
-            }
-        }
-        for (open, waiter) in ready {
-            waiter.wake(&open);
+        let first = |all: &All<D>| Some(all.parked.get(&key)?.first()?.open.stream.clone());
+        let Some(stream) = first(&lock(&self.0)) else {
+            return;
+        };
+        // An error is for them to see.
+        let view = stream.tip().map_or(u64::MAX, |tip| tip.view());
+        let ready =
+            |parked: &Parked<D>| end || view > parked.open.base.saturating_add(parked.offset);
+        for parked in self.take(key, ready) {
+            parked.wake(false);
         }
     }
 
-    /// Looks after all who wait: for what other mounts have committed, and for signals.
+    /// Looks after all who wait: for what other mounts have committed, and for signals. Of a
+    /// reader that we cannot see nothing is known: once a second it may look itself.
     pub fn look(&self, interrupted: impl Fn(u32) -> bool) {
-        let mut parked = lock(&self.parked);
-        let mut gone = Vec::new();
-        let mut woken = Vec::new();
-        for (key, waiting) in &mut *parked {
-            gone.extend(waiting.extract_if(.., |(_, waiter)| waiter.interrupted(&interrupted)));
-            // The end of the view is the same for all; an error is for them to see.
-            let end = waiting
-                .first()
-                .map(|(open, _)| open.stream.tip().map(|tip| tip.view()));
-            if end.is_some_and(|end| {
-                waiting.iter().any(|(open, waiter)| {
-                    end.as_ref()
-                        .map_or(true, |end| *end > open.base.saturating_add(waiter.offset()))
-                })
-            }) {
-                woken.push(*key);
+        let mut readers = Vec::new();
+        for (key, here) in &mut lock(&self.0).parked {
+            for parked in here {
+                if let Waiter::Reader { pid, looks, .. } = &mut parked.waiter {
+                    *looks += 1;
+                    readers.push((*key, parked.id, *pid, *looks));
+                }
             }
         }
-        parked.retain(|_, waiting| !waiting.is_empty());
-        drop(parked);
-        for (open, waiter) in gone {
-            match waiter {
-                Waiter::Reader { answer, .. } => answer(Err(Error::Interrupted)),
-                poller @ Waiter::Poller { .. } => poller.wake(&open),
+        for (key, id, pid, looks) in readers {
+            let signal = match pid {
+                0 => looks > LOOKS_A_SECOND,
+                pid => interrupted(pid),
+            };
+            for parked in self.take(key, |parked| signal && parked.id == id) {
+                parked.wake(true);
             }
         }
-        for key in woken {
+        for key in self.streams() {
             self.wake(key, false);
         }
     }
 
     /// Ends all waits: to the readers it is the end of the file.
     pub fn end(&self) {
-        let keys: Vec<usize> = lock(&self.parked).keys().copied().collect();
-        for key in keys {
+        for key in self.streams() {
             self.wake(key, true);
         }
+    }
+
+    fn streams(&self) -> Vec<usize> {
+        lock(&self.0).parked.keys().copied().collect()
     }
 }
 
@@ -813,7 +847,7 @@ pub struct Tree {
     private: Option<u32>,
     streams: Mutex<Streams>,
     handles: Mutex<HashMap<u64, Handle>>,
-    next_handle: Mutex<u64>,
+    next_handle: AtomicU64,
     waiters: Arc<Waiters>,
 }
 
@@ -826,10 +860,8 @@ impl Tree {
             private,
             streams: Mutex::default(),
             handles: Mutex::default(),
-            next_handle: Mutex::default(),
-            waiters: Arc::new(Waiters {
-                parked: Mutex::default(),
-            }),
+            next_handle: AtomicU64::new(1),
+            waiters: Arc::default(),
         }
     }
 
@@ -880,7 +912,9 @@ impl Tree {
             number: node.number(),
             kind: node.kind(),
             size: directory.len(),
-            time: u64::try_from(directory.mtime()).unwrap_or(0) * 1_000_000_000
+            time: u64::try_from(directory.mtime())
+                .unwrap_or(0)
+                .saturating_mul(1_000_000_000)
                 + u64::try_from(directory.mtime_nsec()).unwrap_or(0),
             mode: directory.mode() & 0o7777,
             uid: directory.uid(),
@@ -914,14 +948,16 @@ impl Tree {
     /// The node `name` in the directory `parent`. The kernel has to [`Tree::forget`] it.
     pub fn lookup(&self, parent: u64, name: &OsStr) -> Result<Found> {
         let node = self.find(Node::of(parent)?, name)?;
-        let mut attr = self.attr_of(node)?;
         let steady = !matches!(node, Node::Stream(_) | Node::Link(_, Link::To(_)));
-        if let Node::View(_, View::At, index) = node
-            && index >= self.stream(node)?.count()?
-        {
-            return Err(Error::NotFound);
-        }
-        attr.number = self.remember(node);
+        // Before it is looked at: the kernel may be forgetting it at this moment.
+        self.remember(node);
+        let attr = self.attr_of(node).and_then(|attr| match node {
+            Node::View(_, View::At, index) if index >= self.stream(node)?.count()? => {
+                Err(Error::NotFound)
+            }
+            _ => Ok(attr),
+        });
+        let attr = attr.inspect_err(|_| self.forget(node.number(), 1))?;
         Ok((attr, steady))
     }
 
@@ -961,15 +997,12 @@ impl Tree {
         }
     }
 
-    fn remember(&self, node: Node) -> u64 {
+    fn remember(&self, node: Node) {
         let mut streams = lock(&self.streams);
-        if let Some(known) = node
-            .stream()
-            .and_then(|stream| streams.known.get_mut(&stream))
-        {
+        let stream = node.stream();
+        if let Some(known) = stream.and_then(|stream| streams.known.get_mut(&stream)) {
             known.lookups += 1;
         }
-        node.number()
     }
 
     /// The kernel has forgotten `lookups` of the times it was told of a node.
@@ -1135,7 +1168,7 @@ impl Tree {
             append,
             through: matches!(node, Node::Lines(_)) || sync,
             cursor: Mutex::new(Cursor(seen, 0)),
-            seen: AtomicU64::new(0),
+            read: Mutex::default(),
             waiters: self.waiters.clone(),
             writer: Mutex::new(Writer {
                 batch: None,
@@ -1171,17 +1204,16 @@ impl Tree {
             // Nothing would ever be there.
             return Err(Error::NotFound);
         }
-        let handle = self.open_node(node, flags, true)?;
         let attr = self.attr_of(node)?;
+        let handle = self.open_node(node, flags, true)?;
         self.remember(node);
         Ok(((attr, false), handle))
     }
 
     fn keep(&self, handle: Handle) -> u64 {
-        let mut next = lock(&self.next_handle);
-        *next += 1;
-        lock(&self.handles).insert(*next, handle);
-        *next
+        let number = self.next_handle.fetch_add(1, Relaxed);
+        lock(&self.handles).insert(number, handle);
+        number
     }
 
     /// An open file.
@@ -1195,7 +1227,13 @@ impl Tree {
     /// The last close of an open file or directory. What was not committed is gone.
     pub fn release(&self, handle: u64) {
         // Dropped after the lock: a batch given up may have space to give back.
-        let _handle = lock(&self.handles).remove(&handle);
+        let handle = lock(&self.handles).remove(&handle);
+        if let Some(Handle::File(open)) = handle
+            && lock(&open.read).polled
+        {
+            let parked = |parked: &Parked<Real>| Arc::ptr_eq(&parked.open, &open);
+            drop(self.waiters.take(open.key(), parked));
+        }
     }
 
     /// opendir(3).

@@ -1,0 +1,537 @@
+//! The appending half of a stream: batches, the queue in front of a commit, the commit.
+//!
+//! A commit is one write to the log and one `fdatasync`; the index follows, its count last. All
+//! of it happens under the stream's mutex and the flock(2) of its log, which is all that several
+//! processes on one store share. Batches that arrive while one is being synced wait in a queue
+//! and share the next sync.
+
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, mpsc};
+
+use crate::batch::{Shape, Tally};
+use crate::disk::Disk;
+use crate::error::{Error, Result};
+use crate::frame;
+use crate::index::{self, entry_at};
+use crate::log::{ENTRIES, Files, read_full};
+use crate::spill::{Spill, write_all};
+use crate::stream::{Stream, Tip, lock};
+
+/// Batches in memory share a sync up to this many bytes of log; a larger one goes alone.
+const GROUP: u64 = 1 << 20;
+
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Room {
+    pub(crate) log: u64,
+    pub(crate) index: u64,
+}
+
+/// Called with the index of a batch's first event, or why there is none.
+pub(crate) type Done = Box<dyn FnOnce(Result<u64>) + Send>;
+
+pub(crate) struct Job<D: Disk> {
+    batch: Batch<D>,
+    guard: Option<u64>,
+    done: Done,
+}
+
+pub(crate) struct Queue<D: Disk> {
+    pub(crate) jobs: VecDeque<Job<D>>,
+    /// A thread is committing, and will look here again. Without one the queue is empty.
+    pub(crate) leading: bool,
+}
+
+impl<D: Disk> Stream<D> {
+    /// An empty batch, to be filled with [`Batch::push`] and committed with [`Stream::commit`].
+    pub fn batch(self: &Arc<Self>, shape: Shape) -> Batch<D> {
+        Batch {
+            stream: self.clone(),
+            shape,
+            tally: Tally::default(),
+            spill: Spill::new(self.shared.disk.clone(), self.shared.ceiling.clone()),
+            reserved: (0, 0),
+        }
+    }
+
+    /// Appends `events`, any bytes each, as one batch; returns the index of the first. With a
+    /// `guard` only if that index is the guard, else [`Error::Exists`]. When it returns they are
+    /// durable. No events: nothing happens.
+    pub fn append<E: AsRef<[u8]>>(
+        self: &Arc<Self>,
+        events: impl IntoIterator<Item = E>,
+        guard: Option<u64>,
+    ) -> Result<u64> {
+        let mut batch = self.batch(Shape::Sized);
+        for event in events {
+            let event = event.as_ref();
+            let len = u32::try_from(event.len()).map_err(|_| Error::TooLong)?;
+            batch.push(&[&len.to_le_bytes(), event].concat())?;
+        }
+        self.commit(batch, guard)
+    }
+
+    /// Commits a batch, like [`Stream::append`].
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for a batch of another stream.
+    pub fn commit(self: &Arc<Self>, batch: Batch<D>, guard: Option<u64>) -> Result<u64> {
+        if !Arc::ptr_eq(self, &batch.stream) {
+            return Err(Error::Invalid);
+        }
+        let (done, answer) = mpsc::channel();
+        let done = Box::new(move |result| {
+            // Whoever asked is waiting below.
+            let _ = done.send(result);
+        });
+        if self.enqueue(batch, guard, done) {
+            self.commit_group();
+            if !self.idle() {
+                // Those that came meanwhile must not keep this caller from going on.
+                let stream = self.clone();
+                std::thread::spawn(move || stream.lead());
+            }
+        }
+        let lost = |_| self.os("log")(std::io::Error::other("the commit was given up"));
+        answer.recv().map_err(lost)?
+    }
+
+    /// Commits a batch and calls `done`; here, or on the thread that is committing already. That
+    /// one also commits what others bring meanwhile, so nobody has to wait in a thread.
+    pub(crate) fn submit(self: &Arc<Self>, batch: Batch<D>, guard: Option<u64>, done: Done) {
+        if self.enqueue(batch, guard, done) {
+            self.lead();
+        }
+    }
+
+    fn enqueue(&self, batch: Batch<D>, guard: Option<u64>, done: Done) -> bool {
+        let mut queue = lock(&self.queue);
+        queue.jobs.push_back(Job { batch, guard, done });
+        !std::mem::replace(&mut queue.leading, true)
+    }
+
+    fn lead(self: &Arc<Self>) {
+        while !self.idle() {
+            self.commit_group();
+        }
+    }
+
+    fn idle(&self) -> bool {
+        let mut queue = lock(&self.queue);
+        queue.leading = !queue.jobs.is_empty();
+        !queue.leading
+    }
+
+    /// Commits the next batch and those behind it that fit, with one sync.
+    fn commit_group(self: &Arc<Self>) {
+        let mut group = Vec::new();
+        let mut size = 0;
+        let mut queue = lock(&self.queue);
+        while let Some(job) = queue.jobs.front() {
+            size += job.batch.tally.log_bytes();
+            if size > GROUP && !group.is_empty() {
+                break;
+            }
+            group.extend(queue.jobs.pop_front());
+        }
+        drop(queue);
+        let commit = || {
+            self.locked(|files, tip| {
+                let (places, new) = self.place(tip, &group);
+                self.write(files, tip, new, &group, &places)
+                    .map(|()| places)
+            })
+        };
+        let outcome = catch_unwind(AssertUnwindSafe(commit));
+        let outcome = outcome.unwrap_or_else(|_| Err(self.unknown(&"a fault in smolstore")));
+        for (i, job) in group.into_iter().enumerate() {
+            let result = match &outcome {
+                Ok(places) => places[i].clone().map(|place| place.first),
+                // A guard that lost to what is durable is told so, whatever became of the others.
+                Err(_) if job.guard.is_some_and(|guard| guard < lock(&self.tip).count) => {
+                    Err(Error::Exists)
+                }
+                Err(error) => Err(error.clone()),
+            };
+            // A fault there must not keep this thread from those who wait behind.
+            let told = catch_unwind(AssertUnwindSafe(|| {
+                drop(job.batch);
+                (job.done)(result);
+            }));
+            if told.is_err() {
+                (self.shared.log)("the answer to a commit ended in a fault");
+            }
+        }
+    }
+
+    /// The place of each batch, or why it gets none; and the tip behind all but for its end.
+    fn place(&self, tip: Tip, group: &[Job<D>]) -> (Vec<Result<Place>>, Tip) {
+        let mut new = tip;
+        let places = group.iter().map(|job| {
+            if job.guard.is_some_and(|guard| guard != new.count) {
+                return Err(Error::Exists);
+            }
+            let first = new.count;
+            let events = job.batch.tally.all_events();
+            if events > 0 {
+                new.count += events;
+                new.time = self.disk().now().max(new.time + 1);
+            }
+            let (last, time) = (new.count, new.time);
+            Ok(Place { first, last, time })
+        });
+        (places.collect(), new)
+    }
+
+    /// Steps 2 to 5 of a commit: log, sync, index, count.
+    fn write(
+        &self,
+        files: &Files<D>,
+        tip: Tip,
+        new: Tip,
+        group: &[Job<D>],
+        places: &[Result<Place>],
+    ) -> Result<()> {
+        if new.count == tip.count {
+            return Ok(());
+        }
+        let disk = self.disk();
+        let placed = || {
+            group
+                .iter()
+                .zip(places)
+                .filter_map(|(job, place)| place.as_ref().ok().map(|place| (&job.batch, place)))
+        };
+        let bytes: u64 = placed().map(|(batch, _)| batch.tally.log_bytes()).sum();
+        self.grow_index(files, new.count)?;
+        // Where there is no room for the step ahead there may be for the batch.
+        let _ = self.grow_log(files, tip.end + bytes);
+        let mut writer = Writer {
+            stream: self,
+            files,
+            out: Vec::new(),
+            at: tip.end,
+            ends: Vec::new(),
+        };
+        let keep = new.count - tip.count <= ENTRIES as u64;
+        let mut frames = || {
+            for (batch, place) in placed() {
+                writer.batch(batch, place, keep)?;
+            }
+            writer.flush()
+        };
+        if let Err(error) = frames() {
+            // Cut it off before anything else is written there, and make that durable.
+            let cut = self.cut(files, tip.end);
+            if cut.and_then(|()| disk.sync_all(&files.log)).is_err() {
+                self.stop(files, "a batch that failed could not be cut off again");
+            }
+            return Err(error);
+        }
+        if disk.sync_data(&files.log).is_err() {
+            // What became of the pages is not known, and trying again may lie.
+            let _ = self.cut(files, tip.end);
+            return Err(self.stop(files, "its log failed to sync"));
+        }
+        let Writer { at: end, ends, .. } = writer;
+        let index = || -> Result<()> {
+            if keep {
+                files.put_entries(tip.count, &ends)?;
+            } else {
+                files.map(tip.count, tip.end, new.count)?;
+            }
+            files.publish(tip.count == 0, new.count)?;
+            disk.stat(&files.log).map_err(self.os("log")).map(drop)
+        };
+        index().map_err(|error| self.unknown(&error))?;
+        *lock(&self.tip) = Tip { end, ..new };
+        Ok(())
+    }
+
+    fn cut(&self, files: &Files<D>, end: u64) -> std::io::Result<()> {
+        lock(&self.room).log = end;
+        self.disk().set_len(&files.log, end)
+    }
+
+    fn unknown(&self, error: &dyn std::fmt::Display) -> Error {
+        Error::Unknown {
+            stream: self.title(),
+            why: error.to_string(),
+        }
+    }
+
+    /// Takes no more appends until the next mount has recovered the stream.
+    pub(crate) fn stop(&self, files: &Files<D>, why: &'static str) -> Error {
+        lock(&self.shared.stopped).insert(files.identity, why);
+        let error = Error::Stopped {
+            stream: self.title(),
+            why,
+        };
+        (self.shared.log)(&error.to_string());
+        error
+    }
+
+    /// Runs `remove` under the locks of the stream, unless it holds events.
+    pub(crate) fn empty(self: &Arc<Self>, remove: impl FnOnce() -> Result<()>) -> Result<()> {
+        self.locked(|_, tip| match tip.count {
+            0 => remove(),
+            _ => Err(Error::NotEmpty),
+        })
+    }
+
+    /// Runs `change` on the stream as it is, under its locks.
+    fn locked<R>(self: &Arc<Self>, change: impl FnOnce(&Files<D>, Tip) -> Result<R>) -> Result<R> {
+        if self.shared.read_only {
+            return Err(Error::ReadOnly);
+        }
+        let disk = self.disk();
+        let _writer = lock(&self.writer);
+        // Each turn finds what another process left; nobody can do that forever.
+        for _ in 0..16 {
+            let files = self.files()?;
+            let stopped = lock(&self.shared.stopped).get(&files.identity).copied();
+            let lost = files.lost.map(|_| "the disk lost acknowledged events");
+            if let Some(why) = stopped.or(lost) {
+                return Err(Error::Stopped {
+                    stream: self.title(),
+                    why,
+                });
+            }
+            disk.lock(&files.log, false).map_err(self.os("log"))?;
+            let held = Held {
+                disk,
+                file: Some(&files.log),
+            };
+            let log = disk.stat(&files.log).map_err(self.os("log"))?;
+            let index = disk.stat(&files.index).map_err(self.os("index"))?;
+            let mut ready = log.named && index.named;
+            if ready && let Some(tip) = self.tip_of(&files)? {
+                if tip.count == 0 {
+                    // The first commit makes the name durable: it must be the stream's still.
+                    let named = disk.identity(&files.name.join("log")).ok();
+                    if named != Some(files.identity) {
+                        return Err(Error::NotFound);
+                    }
+                }
+                let mut next = [0; frame::HEADER];
+                read_full(disk, &files.log, &mut next, tip.end).map_err(self.os("log"))?;
+                // Another one crashed in the middle of a commit, or the log was cut short.
+                ready = next == [0; frame::HEADER] && log.len >= tip.end;
+                if ready {
+                    *lock(&self.room) = Room {
+                        log: log.len,
+                        index: index.len,
+                    };
+                    let result = change(&files, tip);
+                    let released = held.release();
+                    return match released {
+                        Err(error) if result.is_ok() => Err(self.unknown(&self.os("log")(error))),
+                        _ => result,
+                    };
+                }
+            }
+            drop(held);
+            if !log.named {
+                // Removed; another stream may have its name by now, and then it is that.
+                *lock(&self.identity) = 0;
+            }
+            drop(files);
+            self.close();
+        }
+        Err(self.os("log")(std::io::Error::other(
+            "it does not stay recovered",
+        )))
+    }
+
+    fn grow_log(&self, files: &Files<D>, needed: u64) -> Result<()> {
+        let len = lock(&self.room).log;
+        lock(&self.room).log = self.grow(&files.log, "log", len, needed)?;
+        Ok(())
+    }
+
+    fn grow_index(&self, files: &Files<D>, count: u64) -> Result<()> {
+        let len = lock(&self.room).index;
+        lock(&self.room).index = self.grow(&files.index, "index", len, entry_at(count))?;
+        Ok(())
+    }
+
+    /// Makes a file of length `len` as long as needed; says how long it is now.
+    fn grow(&self, file: &D::File, what: &str, len: u64, needed: u64) -> Result<u64> {
+        if needed <= len {
+            return Ok(len);
+        }
+        let result = self.disk().reserve(file, len, index::grown(needed));
+        if let Err(error) = result {
+            // The step ahead may have been too much, what is needed not.
+            let got = self.disk().stat(file).map_err(self.os(what))?.len;
+            if got >= needed {
+                return Ok(got);
+            }
+            // Give back what was taken: others may need it.
+            let _ = self.disk().set_len(file, len);
+            return Err(self.os(what)(error));
+        }
+        Ok(index::grown(needed))
+    }
+
+    /// Takes up room for `bytes` more of log and `events` more of index, so that it is the write
+    /// that meets a full disk, not the commit.
+    fn reserve(self: &Arc<Self>, bytes: u64, events: u64) -> Result<()> {
+        let (bytes, events) = {
+            let mut pending = lock(&self.pending);
+            pending.0 += bytes;
+            pending.1 += events;
+            *pending
+        };
+        let (tip, room) = (*lock(&self.tip), *lock(&self.room));
+        if room.log >= tip.end + bytes && room.index >= entry_at(tip.count + events) {
+            return Ok(());
+        }
+        self.locked(|files, tip| {
+            self.grow_index(files, tip.count + events)?;
+            self.grow_log(files, tip.end + bytes)
+        })
+    }
+
+    /// A batch is committed or given up. What was reserved for a large one goes back.
+    fn release(self: &Arc<Self>, bytes: u64, events: u64) {
+        {
+            let mut pending = lock(&self.pending);
+            pending.0 -= bytes;
+            pending.1 -= events;
+        }
+        if bytes < index::MAX_STEP {
+            return;
+        }
+        // When it does not work the space is given back at the next mount.
+        let _ = self.locked(|files, tip| {
+            let left = *lock(&self.pending);
+            let keep = index::grown(tip.end + left.0);
+            if lock(&self.room).log > keep {
+                self.cut(files, keep).map_err(self.os("log"))?;
+            }
+            let keep = index::grown(entry_at(tip.count + left.1));
+            let room = &mut lock(&self.room).index;
+            if *room > keep {
+                *room = keep;
+                let cut = self.disk().set_len(&files.index, keep);
+                cut.map_err(self.os("index"))?;
+            }
+            Ok(())
+        });
+    }
+}
+
+/// Where a batch goes: its events are `first..last`.
+#[derive(Clone, Copy)]
+struct Place {
+    first: u64,
+    last: u64,
+    time: u64,
+}
+
+/// Writes frames to the log.
+struct Writer<'a, D: Disk> {
+    stream: &'a Stream<D>,
+    files: &'a Files<D>,
+    out: Vec<u8>,
+    /// Where `out` goes.
+    at: u64,
+    /// Where the events end, when they are few.
+    ends: Vec<u64>,
+}
+
+impl<D: Disk> Writer<'_, D> {
+    fn batch(&mut self, batch: &Batch<D>, place: &Place, keep: bool) -> Result<()> {
+        let mut n = place.first;
+        batch.spill.events(batch.shape, |event| {
+            let (first, last) = (n == place.first, n + 1 == place.last);
+            frame::encode(&mut self.out, n, place.time, first, last, event);
+            n += 1;
+            if keep {
+                self.ends.push(self.at + self.out.len() as u64);
+            }
+            if self.out.len() as u64 >= GROUP {
+                self.flush()?;
+            }
+            Ok(())
+        })
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        let (disk, log) = (self.stream.disk(), &self.files.log);
+        write_all(disk, log, &self.out, self.at).map_err(self.stream.os("log"))?;
+        self.at += self.out.len() as u64;
+        self.out.clear();
+        Ok(())
+    }
+}
+
+/// Gives the lock back when it is dropped, also by a panic.
+struct Held<'a, D: Disk> {
+    disk: &'a D,
+    file: Option<&'a D::File>,
+}
+
+impl<D: Disk> Held<'_, D> {
+    fn release(mut self) -> std::io::Result<()> {
+        self.file
+            .take()
+            .map_or(Ok(()), |file| self.disk.unlock(file))
+    }
+}
+
+impl<D: Disk> Drop for Held<'_, D> {
+    fn drop(&mut self) {
+        if let Some(file) = self.file {
+            // The stream is opened again, which drops the lock in any case.
+            let _ = self.disk.unlock(file);
+        }
+    }
+}
+
+/// Events gathered for one commit. Dropped without one, it leaves nothing.
+pub struct Batch<D: Disk> {
+    stream: Arc<Stream<D>>,
+    shape: Shape,
+    tally: Tally,
+    spill: Spill<D>,
+    reserved: (u64, u64),
+}
+
+impl<D: Disk> Batch<D> {
+    /// Adds bytes. After an error the batch cannot be committed, only dropped.
+    pub fn push(&mut self, bytes: &[u8]) -> Result<()> {
+        let mut tally = self.tally;
+        tally.push(self.shape, bytes).map_err(|_| Error::TooLong)?;
+        let needed = (tally.log_bytes(), tally.all_events());
+        let more = (needed.0 - self.reserved.0, needed.1 - self.reserved.1);
+        self.reserved = needed;
+        self.stream.reserve(more.0, more.1)?;
+        self.spill.push(bytes)?;
+        self.tally = tally;
+        Ok(())
+    }
+
+    pub(crate) fn tally(&self) -> Tally {
+        self.tally
+    }
+
+    /// Takes away what is behind the last complete event.
+    pub(crate) fn split_torn(&mut self) -> Result<Batch<D>> {
+        let mut torn = self.stream.batch(self.shape);
+        torn.spill = self.spill.split_off(self.tally.complete)?;
+        torn.tally.len = self.tally.torn();
+        self.tally.len = self.tally.complete;
+        let kept = (self.tally.log_bytes(), self.tally.all_events());
+        torn.reserved = (self.reserved.0 - kept.0, self.reserved.1 - kept.1);
+        self.reserved = kept;
+        Ok(torn)
+    }
+}
+
+impl<D: Disk> Drop for Batch<D> {
+    fn drop(&mut self) {
+        self.stream.release(self.reserved.0, self.reserved.1);
+    }
+}

@@ -1,0 +1,304 @@
+//! The open log and index of a stream: where its events are, and the checks on the way there.
+//!
+//! An entry of the index is a hint: a power cut may leave it as a hole, a bad disk as anything.
+//! It is believed when a frame that is valid for the event's index lies there, and derived again
+//! from the nearest one before it otherwise.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::disk::Disk;
+use crate::error::{Error, Result};
+use crate::frame::{self, Found};
+use crate::index::entry_at;
+use crate::recover::Walk;
+use crate::spill::{PIECE, write_all};
+
+/// So many entries are kept in memory until they are written to the index.
+pub(crate) const ENTRIES: usize = 8192;
+
+/// The open files of a stream, recovered.
+pub(crate) struct Files<D: Disk> {
+    pub(crate) disk: Arc<D>,
+    /// The stream's directory.
+    pub(crate) name: PathBuf,
+    /// Log and index may be written to.
+    pub(crate) write: bool,
+    pub(crate) log: D::File,
+    pub(crate) index: D::File,
+    pub(crate) identity: u64,
+    /// Where nothing may be written: entries from this one on are in a file of our own.
+    pub(crate) over: Option<(u64, D::File)>,
+    /// The index has the count. Otherwise it is what recovery found, and does not change.
+    pub(crate) counted: bool,
+    /// The disk lost acknowledged events, from this one on.
+    pub(crate) lost: Option<u64>,
+}
+
+impl<D: Disk> Files<D> {
+    fn title(&self) -> String {
+        self.name.to_string_lossy().into_owned()
+    }
+
+    /// Adds which file of the stream an error of the operating system is about.
+    pub(crate) fn os(&self, what: &str) -> impl FnOnce(std::io::Error) -> Error + use<D> {
+        Error::os(format!("{}/{what}", self.title()))
+    }
+
+    pub(crate) fn damaged(&self, index: u64, what: &'static str) -> Error {
+        Error::Damaged {
+            stream: self.title(),
+            index,
+            what,
+        }
+    }
+
+    pub(crate) fn scan(&self, window: usize) -> Scan<'_, D> {
+        Scan {
+            files: self,
+            bytes: Vec::new(),
+            start: 0,
+            window,
+        }
+    }
+
+    /// The count, when the index is this log's.
+    pub(crate) fn header(&self) -> Result<Option<u64>> {
+        let mut header = [0; 16];
+        let read = read_full(&*self.disk, &self.index, &mut header, 0).map_err(self.os("index"))?;
+        let [count, identity] = [0, 8].map(|at| u64_at(&header, at));
+        // A count that no disk can hold is damage: then any that is more than there is will do.
+        let count = count.min(1 << 48);
+        Ok((read == header.len() && identity == self.identity).then_some(count))
+    }
+
+    /// Whether the log is zero from `from` up to `to`.
+    pub(crate) fn zeros(&self, scan: &mut Scan<'_, D>, from: u64, to: u64) -> Result<bool> {
+        let mut at = from;
+        while at < to {
+            let bytes = scan.fill(at, 1)?;
+            if bytes.is_empty() {
+                break;
+            }
+            if bytes.iter().any(|&byte| byte != 0) {
+                return Ok(false);
+            }
+            at += bytes.len() as u64;
+        }
+        Ok(true)
+    }
+
+    /// Writes a part of the log again in place.
+    pub(crate) fn rewrite(&self, from: u64, to: u64) -> Result<()> {
+        let mut piece = vec![0; PIECE];
+        let mut at = from;
+        while at < to {
+            let most = usize::try_from(to - at).map_or(PIECE, |left| left.min(PIECE));
+            let read = read_full(&*self.disk, &self.log, &mut piece[..most], at);
+            match read.map_err(self.os("log"))? {
+                0 => return Err(self.os("log")(std::io::ErrorKind::UnexpectedEof.into())),
+                read => {
+                    write_all(&*self.disk, &self.log, &piece[..read], at)
+                        .map_err(self.os("log"))?;
+                    at += read as u64;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What the index says of where event `n` begins: a hint.
+    pub(crate) fn entry(&self, n: u64) -> Result<u64> {
+        if n == 0 {
+            return Ok(0);
+        }
+        let file = match &self.over {
+            Some((from, over)) if n > *from => over,
+            _ => &self.index,
+        };
+        let mut entry = [0; 8];
+        // What is not there reads as zero, as a hole does, and no event but the first begins there.
+        read_full(&*self.disk, file, &mut entry, entry_at(n - 1)).map_err(self.os("index"))?;
+        // Nor does one begin where no file can be.
+        Ok(Some(u64::from_le_bytes(entry))
+            .filter(|at| *at < 1 << 62)
+            .unwrap_or(0))
+    }
+
+    /// Writes the ends of the events from `n` on.
+    pub(crate) fn put_entries(&self, n: u64, ends: &[u64]) -> Result<()> {
+        let bytes: Vec<u8> = ends.iter().flat_map(|end| end.to_le_bytes()).collect();
+        let file = self.over.as_ref().map_or(&self.index, |(_, over)| over);
+        write_all(&*self.disk, file, &bytes, entry_at(n)).map_err(self.os("index"))
+    }
+
+    /// Derives the entries of the events `n..to`, of which the first begins at `at`; says where
+    /// event `to` begins.
+    pub(crate) fn map(&self, n: u64, at: u64, to: u64) -> Result<u64> {
+        let mut scan = self.scan(PIECE);
+        let (mut from, mut at, mut ends) = (n, at, Vec::new());
+        for n in n..to {
+            at = self.behind(&mut scan, n, at, to)?;
+            ends.push(at);
+            if ends.len() == ENTRIES || n + 1 == to {
+                if self.write || self.over.is_some() {
+                    self.put_entries(from, &ends)?;
+                }
+                from = n + 1;
+                ends.clear();
+            }
+        }
+        Ok(at)
+    }
+
+    /// Where the event ends that begins at `at`, also when it is damaged: then where its length
+    /// and the index say so, or one of them and the next event is there.
+    pub(crate) fn behind(
+        &self,
+        scan: &mut Scan<'_, D>,
+        n: u64,
+        at: u64,
+        count: u64,
+    ) -> Result<u64> {
+        if let Found::Frame(frame) = scan.frame(n, at)? {
+            return Ok(at + frame.size());
+        }
+        let ends = [self.entry(n + 1)?, at + scan.extent(at)? as u64];
+        for end in ends.into_iter().filter(|end| *end > at) {
+            let valid = matches!(scan.frame(n + 1, end)?, Found::Frame(_));
+            if valid || (n + 1 == count && ends[0] == ends[1]) {
+                return Ok(end);
+            }
+        }
+        Err(self.damaged(n, "it and its place in the log are damaged"))
+    }
+
+    /// Where event `n` begins, checked: the frame there is valid, or the one before ends there.
+    /// The walk that could go on from there, or None when the index is wrong about it.
+    pub(crate) fn sound(&self, scan: &mut Scan<'_, D>, n: u64) -> Result<Option<Walk>> {
+        if n == 0 {
+            return Ok(Some(Walk::default()));
+        }
+        let at = self.entry(n)?;
+        let before = self.entry(n - 1)?;
+        if before < at
+            && let Found::Frame(frame) = scan.frame(n - 1, before)?
+            && before + frame.size() == at
+        {
+            return Ok(Some(Walk::new(n, at, Some(&frame))));
+        }
+        Ok(None)
+    }
+
+    /// The last of the events up to `n` whose place the index knows. Steps back further and
+    /// further, so that a long hole is crossed soon.
+    pub(crate) fn last_sound(&self, scan: &mut Scan<'_, D>, n: u64) -> Result<Walk> {
+        let mut back = 0;
+        loop {
+            if let Some(walk) = self.sound(scan, n.saturating_sub(back))? {
+                return Ok(walk);
+            }
+            back = (2 * back).max(1);
+        }
+    }
+
+    /// Where event `n` begins; `n` may be the count.
+    pub(crate) fn locate(&self, scan: &mut Scan<'_, D>, n: u64) -> Result<u64> {
+        let at = self.entry(n)?;
+        if n == 0 || (at > 0 && matches!(scan.frame(n, at)?, Found::Frame(_))) {
+            return Ok(at);
+        }
+        let walk = self.last_sound(scan, n)?;
+        if walk.next == n {
+            return Ok(walk.at);
+        }
+        match self.map(walk.next, walk.at, n) {
+            Err(Error::Damaged { .. }) => Err(self.damaged(
+                n,
+                "its place in the log is lost, for those before are damaged",
+            )),
+            result => result,
+        }
+    }
+
+    /// Makes the count visible; before the first one, makes the stream's names durable.
+    pub(crate) fn publish(&self, fresh: bool, count: u64) -> Result<()> {
+        if fresh {
+            let sync = |path: &Path| self.disk.sync_dir(path);
+            sync(&self.name)
+                .and_then(|()| sync(Path::new("")))
+                .map_err(self.os(""))?;
+        }
+        let mut header = [0; 16];
+        header[..8].copy_from_slice(&count.to_le_bytes());
+        header[8..].copy_from_slice(&self.identity.to_le_bytes());
+        write_all(&*self.disk, &self.index, &header, 0).map_err(self.os("index"))
+    }
+}
+
+/// Reads a log forward, frame by frame, through a window.
+pub(crate) struct Scan<'a, D: Disk> {
+    files: &'a Files<D>,
+    bytes: Vec<u8>,
+    start: u64,
+    window: usize,
+}
+
+impl<D: Disk> Scan<'_, D> {
+    /// The bytes from `at` on, at least `need` of them unless the file ends before.
+    pub(crate) fn fill(&mut self, at: u64, need: usize) -> Result<&[u8]> {
+        let skip = usize::try_from(at.wrapping_sub(self.start)).unwrap_or(usize::MAX);
+        if skip
+            .checked_add(need)
+            .is_none_or(|end| end > self.bytes.len())
+        {
+            self.start = at;
+            self.bytes.resize(need.max(self.window).max(4096), 0);
+            let mut read = read_full(&*self.files.disk, &self.files.log, &mut self.bytes, at);
+            if read.is_err() {
+                // One bad sector must not hide its neighbours.
+                self.bytes.truncate(need);
+                read = read_full(&*self.files.disk, &self.files.log, &mut self.bytes, at);
+            }
+            let read = read.inspect_err(|_| self.bytes.clear());
+            self.bytes.truncate(read.map_err(self.files.os("log"))?);
+            return Ok(&self.bytes);
+        }
+        Ok(&self.bytes[skip..])
+    }
+
+    /// The bytes that the frame at `at` takes, as far as its header tells.
+    pub(crate) fn extent(&mut self, at: u64) -> Result<usize> {
+        Ok(frame::extent(self.fill(at, frame::HEADER)?))
+    }
+
+    pub(crate) fn frame(&mut self, n: u64, at: u64) -> Result<Found<'_>> {
+        let need = self.extent(at)?;
+        Ok(frame::decode(n, self.fill(at, need)?))
+    }
+}
+
+/// Fills `bytes` from `at` on, unless the file ends before.
+pub(crate) fn read_full<D: Disk>(
+    disk: &D,
+    file: &D::File,
+    bytes: &mut [u8],
+    at: u64,
+) -> std::io::Result<usize> {
+    let (mut read, mut again) = (0, 3);
+    while read < bytes.len() {
+        match disk.read_at(file, &mut bytes[read..], at + read as u64)? {
+            // A distributed file system may answer short of what it says the length is.
+            0 if again > 0 && disk.stat(file)?.len > at + read as u64 => again -= 1,
+            0 => break,
+            more => read += more,
+        }
+    }
+    Ok(read)
+}
+
+fn u64_at(bytes: &[u8; 16], at: usize) -> u64 {
+    let mut word = [0; 8];
+    word.copy_from_slice(&bytes[at..at + 8]);
+    u64::from_le_bytes(word)
+}
