@@ -17,9 +17,14 @@
 //! | [`stream`]  | open, recover, read                             | names, the mounted tree   |
 //! | [`commit`]  | append: batches, their queue, the commit        | names, the mounted tree   |
 //! | [`store`]   | names -> streams                                | the mounted tree          |
-//! | [`tree`]     | paths, nodes, open files: the mounted tree      | fuser                     |
-//! | [`proc`]     | what /proc says of the process behind a request |                           |
+//! | [`proc`]    | what /proc says of the process behind a request |                           |
+//! | [`tree`]    | paths, nodes, attributes: the mounted tree      | fuser                     |
+//! | [`open`]    | its open files: who wrote what, who is told     | fuser                     |
+//! | [`wait`]    | those who wait for the next event               | fuser                     |
 //! | [`fuse`]    | fuser's requests: convert, call, reply          |                           |
+//!
+//! Two are cut for length, not for layers: stream and commit are one type, and tree, open and wait
+//! know each other.
 //!
 //! `main` reads the arguments, creates every resource, and waits for signals.
 
@@ -33,6 +38,7 @@ pub mod frame;
 pub mod fuse;
 pub mod index;
 mod log;
+pub mod open;
 pub mod proc;
 pub mod recover;
 mod spill;
@@ -41,6 +47,7 @@ pub mod stream;
 #[doc(hidden)]
 pub mod sys;
 pub mod tree;
+pub mod wait;
 
 pub use error::{Error, Result};
 pub use store::Store;

@@ -13,7 +13,8 @@ use std::time::Duration;
 
 use fuser::{Config, MountOption, Session, SessionACL};
 use smolstore::fuse::Fuse;
-use smolstore::tree::{LOOKS_A_SECOND, Tree};
+use smolstore::tree::Tree;
+use smolstore::wait::LOOKS_A_SECOND;
 use smolstore::{Store, proc, sys};
 
 const HELP: &str = "\

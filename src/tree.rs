@@ -13,21 +13,20 @@ use std::fs::{self, Metadata};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex};
 
-use crate::batch::Shape;
-use crate::commit::Batch;
-use crate::disk::{Disk, Names, Real};
+use crate::disk::{Names, Real};
 use crate::error::{Error, Result};
-use crate::proc::Ending;
+use crate::open::{Open, Writer};
 use crate::store::Store;
 use crate::stream::{Cursor, Stream, lock};
+use crate::wait::{Parked, Waiters};
 
 // ---- nodes -----------------------------------------------------------------------------------
 
 /// What a directory of horizons shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum View {
+pub(crate) enum View {
     From,
     At,
     Follow,
@@ -35,7 +34,7 @@ enum View {
 
 /// A place in the tree; `u32` is our number for a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Node {
+pub(crate) enum Node {
     Root,
     Stream(u32),
     Events(u32),
@@ -49,7 +48,7 @@ enum Node {
 
 /// A horizon with a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Link {
+pub(crate) enum Link {
     Beginning,
     Newest,
     Next,
@@ -310,507 +309,6 @@ impl Streams {
                 }
             }
         }
-    }
-}
-
-// ---- open files ------------------------------------------------------------------------------
-
-/// Called with the outcome of a commit.
-pub type Done = Box<dyn FnOnce(Result<()>) + Send>;
-
-/// An open file of a stream.
-pub struct Open<D: Disk = Real> {
-    node: Node,
-    stream: Arc<Stream<D>>,
-    /// What it shows begins here in the stream's view; and how much of that, when it is fixed.
-    base: u64,
-    len: u64,
-    append: bool,
-    /// Each write commits its complete lines.
-    through: bool,
-    cursor: Mutex<Cursor>,
-    writer: Mutex<Writer<D>>,
-    read: Mutex<Read>,
-    waiters: Arc<Waiters<D>>,
-}
-
-/// How far an open file was read.
-#[derive(Default)]
-struct Read {
-    end: u64,
-    /// It was told that this is the end.
-    ended: bool,
-    /// A poller is parked: the kernel knows it by the open file, so one is enough.
-    polled: bool,
-}
-
-/// What an open file has gathered since its last commit.
-struct Writer<D: Disk> {
-    batch: Option<Batch<D>>,
-    /// For each lock owner with bytes not yet committed: up to where it wrote.
-    owners: HashMap<u64, u64>,
-    /// Who wrote last.
-    last: u64,
-    /// Bytes ever taken.
-    taken: u64,
-    /// A write or commit failed, and these owners are still to be told.
-    failed: Option<Error>,
-    /// The index the next batch is promised.
-    guard: Option<u64>,
-    /// The one event there can be is committed.
-    sealed: bool,
-    /// Batches being committed.
-    in_flight: u32,
-}
-
-impl<D: Disk> Writer<D> {
-    fn fail(&mut self, error: &Error, owner: u64) {
-        self.batch = None;
-        self.failed = Some(error.clone());
-        self.owners.insert(owner, self.taken);
-    }
-
-    /// Takes what is to be committed out of the batch.
-    fn take(&mut self, all: bool) -> Result<Option<Batch<D>>> {
-        let tally = self.batch.as_ref().map(Batch::tally).unwrap_or_default();
-        if all || tally.torn() == 0 {
-            return Ok(self.batch.take());
-        }
-        if tally.complete == 0 {
-            return Ok(None);
-        }
-        let mut batch = self.batch.take();
-        self.batch = batch.as_mut().map(Batch::split_torn).transpose()?;
-        Ok(batch)
-    }
-}
-
-impl<D: Disk> Open<D> {
-    fn shape(&self) -> Shape {
-        match self.node {
-            Node::New(_) | Node::View(_, View::At, _) => Shape::One,
-            _ => Shape::Lines,
-        }
-    }
-
-    /// Up to `size` bytes from `offset` on; fewer only at the end.
-    pub fn read(&self, offset: u64, size: usize) -> Result<Vec<u8>> {
-        match self.node {
-            Node::New(_) => Ok(Vec::new()),
-            Node::Count(_) => {
-                let mut seen = lock(&self.cursor);
-                if offset == 0 {
-                    // Who reads on gets the rest of the same number.
-                    seen.0 = self.stream.count()?;
-                }
-                let text = format!("{}\n", seen.0);
-                let from = usize::try_from(offset).map_or(text.len(), |from| from.min(text.len()));
-                let to = text.len().min(from.saturating_add(size));
-                Ok(text.as_bytes()[from..to].to_vec())
-            }
-            _ => {
-                let left = self.len.saturating_sub(offset);
-                let size = usize::try_from(left).map_or(size, |left| left.min(size));
-                let mut cursor = *lock(&self.cursor);
-                let view = self.base.saturating_add(offset);
-                let bytes = self.stream.read_view(view, size, &mut cursor)?;
-                let mut read = lock(&self.read);
-                read.end = read.end.max(offset.saturating_add(bytes.len() as u64));
-                read.ended = bytes.is_empty() && size > 0;
-                drop(read);
-                *lock(&self.cursor) = cursor;
-                Ok(bytes)
-            }
-        }
-    }
-
-    /// Like [`Open::read`], but where a follower would come to the end `answer` is called when
-    /// there is more, or the thread `pid` has a signal to attend to.
-    pub fn read_on(self: &Arc<Self>, offset: u64, size: usize, wait: Option<u32>, answer: Answer) {
-        let bytes = self.read(offset, size);
-        let follows = matches!(self.node, Node::View(_, View::Follow, _));
-        match (bytes, wait) {
-            (Ok(bytes), Some(pid)) if follows && bytes.is_empty() && size > 0 => {
-                let reader = Waiter::Reader {
-                    size,
-                    pid,
-                    looks: 0,
-                    answer,
-                };
-                self.wait(offset, reader);
-            }
-            (Ok(bytes), None) if follows && bytes.is_empty() => answer(Err(Error::Again)),
-            (bytes, _) => answer(bytes),
-        }
-    }
-
-    /// Whether there is something this open file has not read. When not, and it is a file that
-    /// grows, `notify` is called when there is. Where a read at the end does not wait, the end is
-    /// such a thing, once: busybox's `read` polls before each read, and would never come to it.
-    pub fn poll(self: &Arc<Self>, notify: Option<Box<dyn FnOnce() + Send>>) -> Result<bool> {
-        let grows = !matches!(
-            self.node,
-            Node::New(_) | Node::Count(_) | Node::View(_, View::At, _)
-        );
-        let follows = matches!(self.node, Node::View(_, View::Follow, _));
-        let mut read = lock(&self.read);
-        let end = read.end;
-        let ready = !grows || (!follows && !read.ended) || self.more(end)?;
-        let park = !ready && notify.is_some() && !std::mem::replace(&mut read.polled, true);
-        drop(read);
-        if let (true, Some(notify)) = (park, notify) {
-            self.wait(end, Waiter::Poller { notify });
-        }
-        Ok(ready)
-    }
-
-    /// Whether there is something behind `offset`.
-    fn more(&self, offset: u64) -> Result<bool> {
-        Ok(self.stream.tip()?.view() > self.base.saturating_add(offset))
-    }
-
-    fn wait(self: &Arc<Self>, offset: u64, waiter: Waiter) {
-        let mut all = lock(&self.waiters.0);
-        all.last += 1;
-        let id = all.last;
-        all.parked.entry(self.key()).or_default().push(Parked {
-            id,
-            open: self.clone(),
-            offset,
-            waiter,
-        });
-        drop(all);
-        // What was committed before it could be seen to wait.
-        if self.more(offset).unwrap_or(true) {
-            self.waiters.wake(self.key(), false);
-        }
-    }
-
-    fn key(&self) -> usize {
-        Arc::as_ptr(&self.stream) as usize
-    }
-
-    /// Takes `bytes` into the batch, and calls `done` when the write is to return.
-    pub fn write(self: &Arc<Self>, owner: u64, offset: u64, bytes: &[u8], done: Done) {
-        let mut writer = lock(&self.writer);
-        if let Err(error) = self.gather(&mut writer, owner, offset, bytes) {
-            drop(writer);
-            return done(Err(error));
-        }
-        if !self.through {
-            drop(writer);
-            return done(Ok(()));
-        }
-        match writer.take(false) {
-            Ok(None) => {
-                drop(writer);
-                done(Ok(()));
-            }
-            Ok(Some(batch)) => self.commit(writer, batch, None, done),
-            Err(error) => {
-                writer.fail(&error, owner);
-                drop(writer);
-                done(Err(error));
-            }
-        }
-    }
-
-    fn gather(&self, writer: &mut Writer<D>, owner: u64, offset: u64, bytes: &[u8]) -> Result<()> {
-        if let Some(error) = writer.failed.clone() {
-            writer.owners.insert(owner, writer.taken);
-            return Err(error);
-        }
-        if writer.sealed {
-            return Err(Error::Invalid);
-        }
-        let mut take = || {
-            if let Some(guard) = writer.guard.filter(|_| writer.in_flight == 0)
-                && self.stream.count()? != guard
-            {
-                return Err(Error::Exists);
-            }
-            let shape = self.shape();
-            let batch = writer.batch.get_or_insert_with(|| self.stream.batch(shape));
-            // One event is written from its beginning to its end.
-            if shape == Shape::One && !self.append && offset != batch.tally().len {
-                return Err(Error::Invalid);
-            }
-            batch.push(bytes)
-        };
-        take().inspect_err(|error| writer.fail(error, owner))?;
-        writer.taken += bytes.len() as u64;
-        writer.owners.insert(owner, writer.taken);
-        writer.last = owner;
-        Ok(())
-    }
-
-    /// A process closes the file. What it wrote is committed, and `done` called; `ending` says why
-    /// it closes, and is asked only where that matters.
-    pub fn flush(self: &Arc<Self>, owner: u64, ending: impl FnOnce() -> Ending, done: Done) {
-        let mut writer = lock(&self.writer);
-        if writer.owners.remove(&owner).is_none() {
-            return self.settle(writer, done);
-        }
-        if let Some(error) = writer.failed.clone() {
-            if writer.owners.is_empty() {
-                writer.failed = None;
-            }
-            drop(writer);
-            return done(Err(error));
-        }
-        let last = writer.last == owner;
-        let taken = match ending() {
-            Ending::Closed => writer.take(last),
-            Ending::Killed if writer.owners.is_empty() => {
-                writer.batch = None;
-                Ok(None)
-            }
-            // Others wrote, too. The complete lines stay, and come when one of them closes.
-            Ending::Killed if last => writer.take(false).map(|complete| {
-                writer.batch = complete;
-                None
-            }),
-            Ending::Killed => Ok(None),
-            Ending::Unknown => {
-                let complete = writer.take(false);
-                if last {
-                    writer.batch = None;
-                }
-                complete
-            }
-        };
-        match taken {
-            Ok(Some(batch)) => self.commit(writer, batch, Some(owner), done),
-            Ok(None) => self.settle(writer, done),
-            Err(error) => {
-                if !writer.owners.is_empty() {
-                    writer.batch = None;
-                    writer.failed = Some(error.clone());
-                }
-                drop(writer);
-                done(Err(error));
-            }
-        }
-    }
-
-    /// Commits all there is, whoever wrote it.
-    pub fn sync(self: &Arc<Self>, done: Done) {
-        let mut writer = lock(&self.writer);
-        // Who asks is not said. When only one has written it is that one.
-        let only = (writer.owners.len() == 1).then_some(writer.last);
-        if let Some(error) = writer.failed.clone() {
-            if writer.owners.len() <= 1 {
-                writer.owners.clear();
-                writer.failed = None;
-            }
-            drop(writer);
-            return done(Err(error));
-        }
-        match writer.batch.take() {
-            Some(batch) => self.commit(writer, batch, only, done),
-            None => self.settle(writer, done),
-        }
-    }
-
-    /// Calls `done` when what others are committing through this open file is durable.
-    fn settle(self: &Arc<Self>, writer: MutexGuard<'_, Writer<D>>, done: Done) {
-        if writer.in_flight == 0 {
-            drop(writer);
-            return done(Ok(()));
-        }
-        drop(writer);
-        // It takes its place in the queue behind theirs.
-        let nothing = self.stream.batch(Shape::Lines);
-        let done = Box::new(move |result: Result<u64>| done(result.map(drop)));
-        self.stream.submit(nothing, None, done);
-    }
-
-    /// Commits `batch`. When that fails, `told` learns it by this, all others who had bytes in it
-    /// by what they do next.
-    fn commit(
-        self: &Arc<Self>,
-        mut writer: MutexGuard<'_, Writer<D>>,
-        batch: Batch<D>,
-        told: Option<u64>,
-        done: Done,
-    ) {
-        let rest = writer.batch.as_ref().map_or(0, |rest| rest.tally().len);
-        let boundary = writer.taken - rest;
-        let mut gone: HashMap<u64, u64> = writer
-            .owners
-            .extract_if(|_, end| *end <= boundary)
-            .collect();
-        if rest > 0 {
-            // A line that began in this batch may end in the rest, which must not come alone.
-            gone.extend(&writer.owners);
-        }
-        if let Some(told) = told {
-            gone.remove(&told);
-        }
-        writer.in_flight += 1;
-        let events = batch.tally().all_events();
-        let guard = writer.guard.filter(|_| events > 0);
-        drop(writer);
-        let open = self.clone();
-        let finish = move |result: Result<u64>| {
-            let mut writer = lock(&open.writer);
-            writer.in_flight -= 1;
-            let mut woken = false;
-            match &result {
-                Ok(first) if events > 0 => {
-                    writer.guard = writer.guard.map(|_| first + events);
-                    writer.sealed = open.shape() == Shape::One;
-                    woken = true;
-                }
-                Err(error) if !gone.is_empty() => {
-                    writer.batch = None;
-                    writer.failed = Some(error.clone());
-                    writer.owners.extend(gone);
-                }
-                _ => {}
-            }
-            drop(writer);
-            done(result.map(drop));
-            if woken {
-                open.waiters.wake(open.key(), false);
-            }
-        };
-        self.stream.submit(batch, guard, Box::new(finish));
-    }
-}
-
-// ---- waiting ---------------------------------------------------------------------------------
-
-/// Called with what was read.
-pub type Answer = Box<dyn FnOnce(Result<Vec<u8>>) + Send>;
-
-/// Somebody who waits for the next event. It holds no thread.
-enum Waiter {
-    Reader {
-        size: usize,
-        /// The thread that reads, 0 when it is in a pid namespace that we cannot see.
-        pid: u32,
-        /// How often it was looked at.
-        looks: u32,
-        answer: Answer,
-    },
-    Poller {
-        notify: Box<dyn FnOnce() + Send>,
-    },
-}
-
-struct Parked<D: Disk> {
-    id: u64,
-    open: Arc<Open<D>>,
-    /// It waits for what is behind this.
-    offset: u64,
-    waiter: Waiter,
-}
-
-impl<D: Disk> Parked<D> {
-    /// Answers with what there is now, if only the end; or that there is a signal.
-    fn wake(self, interrupted: bool) {
-        match self.waiter {
-            Waiter::Reader { answer, .. } if interrupted => answer(Err(Error::Interrupted)),
-            Waiter::Reader { size, answer, .. } => {
-                let read = self.open.read(self.offset, size);
-                // The stream may be gone, and with it what could have come.
-                let gone = read == Err(Error::NotFound);
-                answer(if gone { Ok(Vec::new()) } else { read });
-            }
-            Waiter::Poller { notify } => {
-                lock(&self.open.read).polled = false;
-                notify();
-            }
-        }
-    }
-}
-
-/// How often [`Waiters::look`] is to be called.
-pub const LOOKS_A_SECOND: u32 = 8;
-
-/// Those who wait.
-pub struct Waiters<D: Disk = Real>(Mutex<All<D>>);
-
-struct All<D: Disk> {
-    /// By stream. The lock is never held while a stream is looked at, which may take its time.
-    parked: HashMap<usize, Vec<Parked<D>>>,
-    last: u64,
-}
-
-impl<D: Disk> Default for Waiters<D> {
-    fn default() -> Self {
-        Waiters(Mutex::new(All {
-            parked: HashMap::new(),
-            last: 0,
-        }))
-    }
-}
-
-impl<D: Disk> Waiters<D> {
-    /// Takes out those of a stream that `which` says.
-    fn take(&self, key: usize, which: impl Fn(&Parked<D>) -> bool) -> Vec<Parked<D>> {
-        let mut all = lock(&self.0);
-        let Some(here) = all.parked.get_mut(&key) else {
-            return Vec::new();
-        };
-        let taken = here.extract_if(.., |parked| which(parked)).collect();
-        if here.is_empty() {
-            all.parked.remove(&key);
-        }
-        taken
-    }
-
-    /// Answers those who wait for more of a stream, when there is; `end`: all of them.
-    fn wake(&self, key: usize, end: bool) {
-        let first = |all: &All<D>| Some(all.parked.get(&key)?.first()?.open.stream.clone());
-        let Some(stream) = first(&lock(&self.0)) else {
-            return;
-        };
-        // An error is for them to see.
-        let view = stream.tip().map_or(u64::MAX, |tip| tip.view());
-        let ready =
-            |parked: &Parked<D>| end || view > parked.open.base.saturating_add(parked.offset);
-        for parked in self.take(key, ready) {
-            parked.wake(false);
-        }
-    }
-
-    /// Looks after all who wait: for what other mounts have committed, and for signals. Of a
-    /// reader that we cannot see nothing is known: once a second it may look itself.
-    pub fn look(&self, interrupted: impl Fn(u32) -> bool) {
-        let mut readers = Vec::new();
-        for (key, here) in &mut lock(&self.0).parked {
-            for parked in here {
-                if let Waiter::Reader { pid, looks, .. } = &mut parked.waiter {
-                    *looks += 1;
-                    readers.push((*key, parked.id, *pid, *looks));
-                }
-            }
-        }
-        for (key, id, pid, looks) in readers {
-            let signal = match pid {
-                0 => looks > LOOKS_A_SECOND,
-                pid => interrupted(pid),
-            };
-            for parked in self.take(key, |parked| signal && parked.id == id) {
-                parked.wake(true);
-            }
-        }
-        for key in self.streams() {
-            self.wake(key, false);
-        }
-    }
-
-    /// Ends all waits: to the readers it is the end of the file.
-    pub fn end(&self) {
-        for key in self.streams() {
-            self.wake(key, true);
-        }
-    }
-
-    fn streams(&self) -> Vec<usize> {
-        lock(&self.0).parked.keys().copied().collect()
     }
 }
 
@@ -1155,31 +653,25 @@ impl Tree {
             }
             _ => return Err(Error::NotPermitted),
         }
-        let sync = flags & libc::O_DSYNC != 0;
         let seen = match node {
             Node::Count(_) => stream.count()?,
             _ => 0,
         };
+        let through = matches!(node, Node::Lines(_)) || flags & libc::O_DSYNC != 0;
         let open = Open {
             node,
             stream,
             base,
             len,
             append,
-            through: matches!(node, Node::Lines(_)) || sync,
+            through,
             cursor: Mutex::new(Cursor(seen, 0)),
+            writer: Mutex::new(Writer {
+                guard,
+                ..Writer::default()
+            }),
             read: Mutex::default(),
             waiters: self.waiters.clone(),
-            writer: Mutex::new(Writer {
-                batch: None,
-                owners: HashMap::new(),
-                last: 0,
-                taken: 0,
-                failed: None,
-                guard,
-                sealed: false,
-                in_flight: 0,
-            }),
         };
         Ok(self.keep(Handle::File(Arc::new(open))))
     }
