@@ -135,8 +135,11 @@ impl<D: Disk> Stream<D> {
             group.extend(queue.jobs.pop_front());
         }
         drop(queue);
+        // What was durable before this group.
+        let mut before = lock(&self.tip).count;
         let commit = || {
             self.locked(|files, tip| {
+                before = tip.count;
                 let (places, new) = self.place(tip, &group);
                 self.write(files, tip, new, &group, &places)
                     .map(|()| places)
@@ -148,9 +151,7 @@ impl<D: Disk> Stream<D> {
             let result = match &outcome {
                 Ok(places) => places[i].clone().map(|place| place.first),
                 // A guard that lost to what is durable is told so, whatever became of the others.
-                Err(_) if job.guard.is_some_and(|guard| guard < lock(&self.tip).count) => {
-                    Err(Error::Exists)
-                }
+                Err(_) if job.guard.is_some_and(|guard| guard < before) => Err(Error::Exists),
                 Err(error) => Err(error.clone()),
             };
             // A fault there must not keep this thread from those who wait behind.
@@ -203,6 +204,10 @@ impl<D: Disk> Stream<D> {
                 .filter_map(|(job, place)| place.as_ref().ok().map(|place| (&job.batch, place)))
         };
         let bytes: u64 = placed().map(|(batch, _)| batch.tally.log_bytes()).sum();
+        if tip.count == 0 {
+            files.sync_index()?;
+            files.sync_names()?;
+        }
         self.grow_index(files, new.count)?;
         // Where there is no room for the step ahead there may be for the batch.
         let _ = self.grow_log(files, tip.end + bytes);
@@ -240,7 +245,7 @@ impl<D: Disk> Stream<D> {
             } else {
                 files.map(tip.count, tip.end, new.count)?;
             }
-            files.publish(tip.count == 0, new.count)?;
+            files.publish(new.count)?;
             disk.stat(&files.log).map_err(self.os("log")).map(drop)
         };
         index().map_err(|error| self.unknown(&error))?;

@@ -221,14 +221,22 @@ impl<D: Disk> Files<D> {
         }
     }
 
-    /// Makes the count visible; before the first one, makes the stream's names durable.
-    pub(crate) fn publish(&self, fresh: bool, count: u64) -> Result<()> {
-        if fresh {
-            let sync = |path: &Path| self.disk.sync_dir(path);
-            sync(&self.name)
-                .and_then(|()| sync(Path::new("")))
-                .map_err(self.os(""))?;
-        }
+    /// Makes the names of the stream durable.
+    pub(crate) fn sync_names(&self) -> Result<()> {
+        let sync = |path: &Path| self.disk.sync_dir(path);
+        sync(&self.name)
+            .and_then(|()| sync(Path::new("")))
+            .map_err(self.os(""))
+    }
+
+    /// Makes it durable that there is a count. After a crash in the middle of a batch recovery
+    /// must find one: without it, a torn batch may look like acknowledged events damaged.
+    pub(crate) fn sync_index(&self) -> Result<()> {
+        self.disk.sync_all(&self.index).map_err(self.os("index"))
+    }
+
+    /// Makes the count visible.
+    pub(crate) fn publish(&self, count: u64) -> Result<()> {
         let mut header = [0; 16];
         header[..8].copy_from_slice(&count.to_le_bytes());
         header[8..].copy_from_slice(&self.identity.to_le_bytes());

@@ -335,9 +335,17 @@ impl<D: Disk> Stream<D> {
                         // Until all entries are there the index must not pass for ours.
                         disk.set_len(&files.index, 0).map_err(self.os("index"))?;
                     }
-                    let fresh = indexed.unwrap_or(0) == 0 && tip.count > 0;
                     files.map(from, start, tip.count)?;
-                    files.publish(fresh, tip.count)?;
+                    if indexed.unwrap_or(0) == 0 && tip.count > 0 {
+                        files.sync_names()?;
+                    }
+                    files.publish(tip.count)?;
+                    if indexed.is_none() && tip.count > 0 {
+                        files.sync_index().inspect_err(|_| {
+                            // Not ours until it is durable.
+                            let _ = disk.set_len(&files.index, 0);
+                        })?;
+                    }
                     let name = self.title();
                     if let Some(count) = indexed {
                         let adopted = tip.count - count;
@@ -390,9 +398,13 @@ impl<D: Disk> Stream<D> {
             // a private one until there is one.
             let stale = if self.shared.read_only {
                 let path = self.name().join("index");
+                // One that is there but does not count stays what it is until it does.
                 files.lost.is_none()
-                    && !(files.counted && index.named)
-                    && self.disk().identity(&path).is_ok()
+                    && match (index.named, files.counted) {
+                        (true, true) => false,
+                        (true, false) => files.header()?.is_some(),
+                        (false, _) => self.disk().identity(&path).is_ok(),
+                    }
             } else {
                 files.counted && !index.named
             };

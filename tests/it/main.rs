@@ -23,5 +23,6 @@ mod languages;
 mod limits;
 mod read;
 mod shells;
+mod sim;
 mod tour;
 mod tree;
