@@ -234,8 +234,10 @@ impl<D: Disk> Stream<D> {
             return Err(error);
         }
         if disk.sync_data(&files.log).is_err() {
-            // What became of the pages is not known, and trying again may lie.
-            let _ = self.cut(files, tip.end);
+            // What became of the pages is not known, and trying again may lie. The stream stops in
+            // any case; the cut spares its recovery a batch that may look damaged.
+            let cut = self.cut(files, tip.end);
+            let _ = cut.and_then(|()| disk.sync_all(&files.log));
             return Err(self.stop(files, "its log failed to sync"));
         }
         let Writer { at: end, ends, .. } = writer;
