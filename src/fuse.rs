@@ -272,14 +272,19 @@ impl Filesystem for Fuse {
     fn read(
         &self,
         request: &Request,
-        _: INodeNo,
+        node: INodeNo,
         handle: FileHandle,
         offset: u64,
         size: u32,
         flags: OpenFlags,
-        _: Option<LockOwner>,
+        owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        // A read for the page cache, in the name of nobody: mmap, or sendfile(2) and splice(2), which
+        // do not wait. To EINVAL they who use these answer by reading themselves.
+        if owner.is_none() && Tree::follows(node.0) {
+            return reply.error(Errno::EINVAL);
+        }
         self.start(|tree| {
             let answering = tree.clone();
             let answer = move |result: Result<Vec<u8>>| match result {

@@ -266,18 +266,26 @@ fn mount(arguments: &Arguments, report: Option<OwnedFd>) -> Result<(), String> {
         Session::new(fuse, &mount_point, &config).map_err(|error| explain(&mount_point, &error))?;
     serving.store(true, Relaxed);
     std::thread::spawn(move || session.run());
-    let waiting = tree.clone();
-    std::thread::spawn(move || {
-        loop {
-            std::thread::sleep(Duration::from_secs(1) / LOOKS_A_SECOND);
-            waiting.waiters().look(proc::interrupted);
-        }
-    });
-
     // Answered by the threads just started.
     let device = fs::metadata(&mount_point)
         .map_err(|error| format!("{}: {error}", mount_point.display()))?
         .dev();
+    let waiting = tree.clone();
+    std::thread::spawn(move || {
+        let mut was_mounted = true;
+        for look in 0u32.. {
+            std::thread::sleep(Duration::from_secs(1) / LOOKS_A_SECOND);
+            waiting.waiters().look(proc::interrupted);
+            // Who waits keeps a mount alive that was detached lazily.
+            if look % LOOKS_A_SECOND == 0 {
+                let is_mounted = mounted(device);
+                if was_mounted && !is_mounted {
+                    waiting.waiters().end();
+                }
+                was_mounted = is_mounted;
+            }
+        }
+    });
     if let Some(report) = report {
         sys::detach().map_err(|error| format!("cannot leave the terminal: {error}"))?;
         // The parent may be gone; the mount is there all the same.
@@ -398,6 +406,12 @@ fn unmount(mount_point: &Path, device: u64) -> io::Result<()> {
         }
     }
     detach(mount_point)
+}
+
+/// Whether the file system is mounted anywhere that we can see.
+fn mounted(device: u64) -> bool {
+    let number = format!(" {}:{} ", libc::major(device), libc::minor(device));
+    fs::read_to_string("/proc/self/mountinfo").map_or(true, |mounts| mounts.contains(&number))
 }
 
 /// Takes a mount away from its place; who still uses it gets ENOTCONN when we are gone.

@@ -60,8 +60,8 @@ pub(crate) struct Writer<D: Disk> {
     pub(crate) guard: Option<u64>,
     /// The one event there can be is committed.
     pub(crate) sealed: bool,
-    /// Batches being committed.
-    pub(crate) in_flight: u32,
+    /// Whose bytes are being committed: an owner for each batch it has some in.
+    pub(crate) in_flight: Vec<u64>,
 }
 
 impl<D: Disk> Default for Writer<D> {
@@ -74,7 +74,7 @@ impl<D: Disk> Default for Writer<D> {
             failed: None,
             guard: None,
             sealed: false,
-            in_flight: 0,
+            in_flight: Vec::new(),
         }
     }
 }
@@ -232,7 +232,7 @@ impl<D: Disk> Open<D> {
             return Err(Error::Invalid);
         }
         let mut take = || {
-            if let Some(guard) = writer.guard.filter(|_| writer.in_flight == 0)
+            if let Some(guard) = writer.guard.filter(|_| writer.in_flight.is_empty())
                 && self.stream.count()? != guard
             {
                 return Err(Error::Exists);
@@ -257,7 +257,11 @@ impl<D: Disk> Open<D> {
     pub fn flush(self: &Arc<Self>, owner: u64, ending: impl FnOnce() -> Ending, done: Done) {
         let mut writer = lock(&self.writer);
         if writer.owners.remove(&owner).is_none() {
-            return self.settle(writer, done);
+            if writer.in_flight.contains(&owner) {
+                return self.settle(writer, done);
+            }
+            drop(writer);
+            return done(Ok(()));
         }
         if let Some(error) = writer.failed.clone() {
             if writer.owners.is_empty() {
@@ -322,7 +326,7 @@ impl<D: Disk> Open<D> {
 
     /// Calls `done` when what others are committing through this open file is durable.
     fn settle(self: &Arc<Self>, writer: MutexGuard<'_, Writer<D>>, done: Done) {
-        if writer.in_flight == 0 {
+        if writer.in_flight.is_empty() {
             drop(writer);
             return done(Ok(()));
         }
@@ -352,17 +356,21 @@ impl<D: Disk> Open<D> {
             // A line that began in this batch may end in the rest, which must not come alone.
             gone.extend(&writer.owners);
         }
+        let riders: Vec<u64> = gone.keys().copied().chain(told).collect();
         if let Some(told) = told {
             gone.remove(&told);
         }
-        writer.in_flight += 1;
+        writer.in_flight.extend(&riders);
         let events = batch.tally().all_events();
         let guard = writer.guard.filter(|_| events > 0);
         drop(writer);
         let open = self.clone();
         let finish = move |result: Result<u64>| {
             let mut writer = lock(&open.writer);
-            writer.in_flight -= 1;
+            for rider in riders {
+                let at = writer.in_flight.iter().position(|owner| *owner == rider);
+                at.map(|at| writer.in_flight.swap_remove(at));
+            }
             let mut woken = false;
             match &result {
                 Ok(first) if events > 0 => {

@@ -628,7 +628,9 @@ impl<D: Disk> Stream<D> {
                 _ => {}
             }
         }
-        let n = index::event_at(view, tip.count, |n| files.entry(n))?;
+        // What is not there, or a hole, is taken to be behind.
+        let hint = |n| Ok(files.entry(n)?).map(|at| if at == 0 { u64::MAX } else { at });
+        let n = index::event_at(view, tip.count, hint)?;
         let at = files.entry(n)?;
         if let Some(into) = view.checked_sub(view_offset(n, at))
             && self

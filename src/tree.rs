@@ -613,6 +613,11 @@ impl Tree {
         self.attr_of(node)
     }
 
+    /// Whether a node is read as a pipe is: what comes, and not from any place.
+    pub fn follows(number: u64) -> bool {
+        matches!(Node::of(number), Ok(Node::View(_, View::Follow, _)))
+    }
+
     /// open(2); `flags` as there.
     pub fn open(&self, number: u64, flags: i32) -> Result<u64> {
         let node = Node::of(number)?;
@@ -830,9 +835,10 @@ fn size(node: Node, stream: &Arc<Stream<Real>>, born: u64) -> Result<(u64, u64)>
     let tip = stream.tip()?;
     let time = if tip.time == 0 { born } else { tip.time };
     Ok(match node {
-        // A follower's file has no end, as a pipe has none. With a size, `cat follow/0 > file` would
-        // copy that much in the kernel and take it for all.
-        Node::New(_) | Node::View(_, View::Follow, _) => (0, time),
+        Node::New(_) => (0, time),
+        // A follower's file has no end, as a pipe has none. It is not empty, which sendfile(2), as in
+        // busybox cat, would take for the end; and not longer, or Java would take that for available.
+        Node::View(_, View::Follow, _) => (1, time),
         Node::Count(_) => (tip.count.to_string().len() as u64 + 1, time),
         Node::View(_, View::From, index) => (tip.view().saturating_sub(stream.view(index)?), time),
         Node::View(_, View::At, index) => match stream.meta(index) {

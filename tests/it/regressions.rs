@@ -1,0 +1,458 @@
+//! Faults that a reader of the source found, each once.
+
+use crate::commit::{batches, python};
+use crate::harness::*;
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
+use std::sync::mpsc::channel;
+use std::time::Duration;
+
+/// Runs it in a thread: a request that is never answered is a failure, not a hang.
+#[track_caller]
+fn within<R: Send + 'static>(seconds: u64, run: impl FnOnce() -> R + Send + 'static) -> R {
+    let (sender, answer) = channel();
+    std::thread::spawn(move || sender.send(run()));
+    let answer = answer.recv_timeout(Duration::from_secs(seconds));
+    answer.unwrap_or_else(|e| panic!("no answer in {seconds} s: {e}"))
+}
+
+/// Takes away the room a log has in reserve, as another mount of the store may, and all other.
+/// Starts no program: its exec would close our files, which waits for commits in progress.
+fn fill(disk: &Path, log: &Path) {
+    let end = read(log).iter().rposition(|&b| b != 0).unwrap() + 1;
+    let file = OpenOptions::new().write(true).open(log).unwrap();
+    file.set_len(end as u64).unwrap();
+    for size in [64 << 10, 1 << 10] {
+        let mut filler = File::create(disk.join(format!("filler{size}"))).unwrap();
+        while filler.write_all(&vec![0; size]).is_ok() {}
+        filler.sync_all().unwrap();
+    }
+}
+
+fn empty(disk: &Path) {
+    for size in [64 << 10, 1 << 10] {
+        fs::remove_file(disk.join(format!("filler{size}"))).unwrap();
+    }
+    // Blocks are free once the journal says so.
+    File::open(disk).unwrap().sync_all().unwrap();
+}
+
+// One open file, several writers.
+
+#[test]
+fn what_another_wrote_during_a_commit_stays_when_a_third_is_killed() {
+    let m = Mnt::new();
+    for turn in 0..8 {
+        let s = m.stream(format!("s{turn}"));
+        ok(&python(
+            &s,
+            &format!(
+                r"
+                fd = appender()
+                closing, wrote, died = Gate(), Gate(), Gate()
+                def slow():
+                    for _ in range(4): os.write(fd, b'0123456789abcde\n' * (1 << 16))
+                    closing.open()
+                    os.close(fd)
+                def writes():
+                    closing.wait()
+                    time.sleep(0.003 * {turn})
+                    os.write(fd, b'a\n')
+                    wrote.open()
+                    died.wait()
+                    if {turn} % 2: time.sleep(0.3)
+                    os.close(fd)
+                def dies():
+                    wrote.wait()
+                    os.write(fd, b'bbbb')
+                    die(signal.SIGKILL)
+                first, second, third = fork(slow), fork(writes), fork(dies)
+                assert wait(third) == -signal.SIGKILL
+                died.open()
+                assert wait(second) == 0
+                assert wait(first) == 0
+                "
+            ),
+        ));
+        let all = text(&read(s.join("events")));
+        let others = all.lines().filter(|line| *line != "0123456789abcde");
+        assert_eq!(others.collect::<Vec<_>>(), ["a"], "turn {turn}");
+    }
+}
+
+#[test]
+fn whose_line_was_lost_with_a_failed_commit_is_told() {
+    let disk = SmallDisk::new(24);
+    let m = Mnt::on(&disk.path(), &[]);
+    let s = m.stream("s");
+    append(s.join("events"), "first\n");
+    for say in ["os.fsync(fd)", "os.close(fd)"] {
+        let (base, out) = (tempfile::TempDir::new().unwrap(), s.clone());
+        let gates = base.path().to_str().unwrap().to_string();
+        let script = format!(
+            r"
+            def until(name):
+                while not os.path.exists('{gates}/' + name): time.sleep(0.01)
+            fd = appender()
+            wrote, failed = Gate(), Gate()
+            def second():
+                wrote.wait()
+                os.write(fd, b'b\nc')
+                open('{gates}/written', 'w')
+                failed.wait()
+                assert error(os.write, fd, b'd\n') == 'No space left on device', 'write'
+                assert error(lambda: {say}) == 'No space left on device', 'commit'
+            child = fork(second)
+            os.write(fd, b'0123456789abcde\n' * 32768)
+            wrote.open()
+            until('full')
+            assert error(os.close, fd) == 'No space left on device', 'close'
+            open('{gates}/failed', 'w')
+            until('empty')
+            failed.open()
+            assert wait(child) == 0
+            "
+        );
+        let program = std::thread::spawn(move || python(&out, &script));
+        let come = |gate: &str| {
+            eventually(gate, || {
+                program.is_finished() || base.path().join(gate).exists()
+            });
+        };
+        come("written");
+        fill(&disk.path(), &disk.path().join("s/log"));
+        fs::write(base.path().join("full"), "").unwrap();
+        come("failed");
+        empty(&disk.path());
+        fs::write(base.path().join("empty"), "").unwrap();
+        ok(&program.join().unwrap());
+        assert_eq!(batches(&s), ["first\n"], "{say}");
+    }
+}
+
+#[test]
+fn a_torn_line_whose_head_was_lost_is_not_glued_to_the_next() {
+    for (file, flags) in [("lines", 0), ("events", libc::O_DSYNC)] {
+        let disk = SmallDisk::new(24);
+        let m = Mnt::on(&disk.path(), &[]);
+        let s = m.stream("s");
+        append(s.join("events"), "first\n");
+        // A batch that is given up leaves the log with room for the next one.
+        ok(&python(
+            &s,
+            r"
+            def body():
+                os.write(appender(), b'0123456789abcde\n' * 49152)
+                die(signal.SIGKILL)
+            assert wait(fork(body)) == -signal.SIGKILL
+            ",
+        ));
+        let mut options = OpenOptions::new();
+        let options = options.append(true).custom_flags(flags);
+        let mut lines = options.open(s.join(file)).unwrap();
+        // The commit has to wait, so that the room is taken between the write and it.
+        let log = disk.path().join("s/log");
+        let lock = File::open(&log).unwrap();
+        lock.lock().unwrap();
+        let mut writer = lines.try_clone().unwrap();
+        let torn = "0123456789abcde\n".repeat(32768) + "b";
+        // It comes back, for closing it would clear the failure.
+        let write = std::thread::spawn(move || (writer.write_all(torn.as_bytes()), writer));
+        std::thread::sleep(Duration::from_millis(500));
+        fill(&disk.path(), &log);
+        lock.unlock().unwrap();
+        let (wrote, _writer) = write.join().unwrap();
+        assert_eq!(errno_of(wrote), libc::ENOSPC, "{file}");
+        empty(&disk.path());
+        for _ in 0..2 {
+            assert_eq!(errno_of(lines.write_all(b"c\n")), libc::ENOSPC, "{file}");
+        }
+        assert_eq!(errno_of(lines.sync_all()), libc::ENOSPC, "{file}");
+        lines.write_all(b"works again\n").unwrap();
+        close(lines).unwrap();
+        assert_eq!(batches(&s), ["first\n", "works again\n"], "{file}");
+    }
+}
+
+#[test]
+fn a_torn_line_behind_a_lost_guard_is_not_glued_to_the_next() {
+    let m = Mnt::new();
+    let s = m.stream("s");
+    append(s.join("events"), "first\n");
+    let mut options = OpenOptions::new();
+    let options = options.append(true).custom_flags(libc::O_DSYNC);
+    let mut loser = options.open(s.join("from/1")).unwrap();
+    // Both wait for the same lock, the winner in front.
+    let lock = File::open(m.store().join("s/log")).unwrap();
+    lock.lock().unwrap();
+    let events = s.join("events");
+    let winner = std::thread::spawn(move || append(events, "winner\n"));
+    std::thread::sleep(Duration::from_millis(300));
+    let mut other = loser.try_clone().unwrap();
+    let write = std::thread::spawn(move || (other.write_all(b"a\nb"), other));
+    std::thread::sleep(Duration::from_millis(300));
+    lock.unlock().unwrap();
+    winner.join().unwrap();
+    let (wrote, _other) = write.join().unwrap();
+    assert_eq!(errno_of(wrote), libc::EEXIST);
+    assert_eq!(errno_of(loser.write_all(b"c\n")), libc::EEXIST);
+    assert_eq!(errno_of(loser.sync_all()), libc::EEXIST);
+    let _ = close(loser);
+    assert_eq!(batches(&s), ["first\n", "winner\n"]);
+}
+
+#[test]
+fn a_page_changed_through_a_map_is_no_event() {
+    let m = Mnt::new();
+    let s = m.stream("s");
+    let all = "0123456789abcde\n".repeat(1024);
+    append(s.join("events"), &all);
+    for file in ["events", "lines", "from/1024"] {
+        // The map, the change or the msync may fail, even by SIGBUS.
+        ok(&python(
+            &s,
+            &format!(
+                r"
+                import mmap
+                def body():
+                    fd = os.open('{file}', os.O_RDWR | os.O_APPEND)
+                    pages = mmap.mmap(fd, 4096, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+                    pages[:4] = b'x\ny\n'
+                    error(pages.flush)
+                    error(os.fsync, fd)
+                    error(pages.close)
+                    error(os.close, fd)
+                os.dup2(os.open('/dev/null', os.O_WRONLY), 2)
+                wait(fork(body))
+                "
+            ),
+        ));
+        assert_eq!(count(&s), 1024, "{file}");
+    }
+    std::thread::sleep(Duration::from_millis(200));
+    assert!(read(s.join("events")) == all.as_bytes());
+    m.restart();
+    assert!(read(s.join("events")) == all.as_bytes());
+}
+
+// The index.
+
+#[test]
+fn a_count_that_cannot_be_is_damage_and_no_hang() {
+    let m = Mnt::new();
+    m.stream("s");
+    for n in 0..5 {
+        append(m.path().join("s/events"), format!("event {n}\n"));
+    }
+    for wrong in [(1 << 40) + 5, 1 << 60, 1 << 63, u64::MAX] {
+        m.stop();
+        let mut options = OpenOptions::new();
+        let index = options.write(true).open(m.store().join("s/index")).unwrap();
+        index.write_all_at(&u64::to_le_bytes(wrong), 0).unwrap();
+        m.restart();
+        let s = m.path().join("s");
+        within(30, move || {
+            for n in 0..5 {
+                let event = read(s.join(format!("at/{n}")));
+                assert_eq!(event, format!("event {n}").into_bytes(), "{wrong:x}");
+            }
+            let mut file = File::open(s.join("from/0")).unwrap();
+            let (mut all, mut piece) = (Vec::new(), [0; 4096]);
+            let error = loop {
+                match file.read(&mut piece) {
+                    Ok(0) => panic!("{wrong:x}: an end, where events are missing"),
+                    Ok(n) => all.extend(&piece[..n]),
+                    Err(error) => break error,
+                }
+            };
+            assert_eq!(error.raw_os_error(), Some(libc::EIO), "{wrong:x}");
+            let intact = "event 0\nevent 1\nevent 2\nevent 3\nevent 4\n";
+            assert_eq!(text(&all), intact, "{wrong:x}");
+            let refused = try_append(s.join("events"), "x\n");
+            assert_eq!(errno_of(refused), libc::EIO, "{wrong:x}");
+        });
+        let link = m.path().join("s/from/@5000000000");
+        // What it says of a time behind all events is open; that it says something is not.
+        let _ = within(5, move || fs::read_link(link));
+        assert_eq!(m.wait(Duration::ZERO), None, "{wrong:x}: {}", m.log());
+    }
+}
+
+#[test]
+fn another_streams_index_copied_over_a_live_one_is_not_believed() {
+    let m = Mnt::new();
+    let long = m.stream("long");
+    append(long.join("events"), "a longer line\n".repeat(100));
+    let short = m.stream("short");
+    append(short.join("events"), "x\n");
+    for other in ["long", "short"] {
+        let s = m.stream(format!("s-{other}"));
+        append(s.join("events"), "0\n1\n");
+        append(s.join("events"), "2\n");
+        let mut open = appender(s.join("events")).unwrap();
+        open.write_all(b"3\n").unwrap();
+        ok(&sh(
+            "sh",
+            &format!("cp {other}/index s-{other}/index"),
+            m.store(),
+        ));
+        assert_eq!(text(&read(s.join("events"))), "0\n1\n2\n", "{other}");
+        assert_eq!(read(s.join("at/2")), b"2", "{other}");
+        close(open).unwrap();
+        ok(&sh(
+            "sh",
+            &format!("cp {other}/index s-{other}/index"),
+            m.store(),
+        ));
+        append(s.join("from/4"), "4\n");
+        let all = ["0\n1\n", "2\n", "3\n", "4\n"];
+        assert_eq!(batches(&s), all, "{other}");
+        m.restart();
+        assert_eq!(batches(&s), all, "{other}");
+    }
+}
+
+// Two mounts.
+
+#[test]
+fn a_stream_renamed_elsewhere_before_its_first_event_loses_nothing() {
+    let a = Mnt::new();
+    let b = Mnt::on(a.store(), &[]);
+    let mut turn = 0;
+    for file in ["events", "lines", "new"] {
+        for before in [false, true] {
+            for again in [false, true] {
+                turn += 1;
+                let what = format!("{file}, written before: {before}, name reused: {again}");
+                let (old, new) = (format!("s{turn}"), format!("t{turn}"));
+                let s = a.stream(&old);
+                assert_eq!(count(&s), 0);
+                let mut open = OpenOptions::new().append(true).open(s.join(file)).unwrap();
+                let mut result = Ok(());
+                if before && file != "lines" {
+                    open.write_all(b"x").unwrap();
+                }
+                fs::rename(b.path().join(&old), b.path().join(&new)).unwrap();
+                if again {
+                    b.stream(&old);
+                }
+                if !before || file == "lines" {
+                    result = open.write_all(b"x\n"[..if file == "new" { 1 } else { 2 }].as_ref());
+                }
+                let result = result.and(close(open));
+                if let Err(error) = result {
+                    assert_eq!(error.raw_os_error(), Some(libc::ENOENT), "{what}");
+                    // Nothing of it may come back beside what is tried again.
+                    append(b.path().join(&new).join("events"), "x\n");
+                }
+                for m in [&a, &b] {
+                    // A name may be remembered for a second.
+                    eventually(&what, || m.path().join(&new).exists());
+                    assert_eq!(batches(&m.path().join(&new)), ["x\n"], "{what}");
+                }
+                if again {
+                    assert_eq!(count(&b.path().join(&old)), 0, "{what}");
+                }
+            }
+        }
+    }
+    let names: Vec<_> = (1..=turn).map(|n| format!("t{n}")).collect();
+    b.stop();
+    a.restart();
+    for name in names {
+        assert_eq!(batches(&a.path().join(&name)), ["x\n"], "{name}");
+    }
+}
+
+// poll(2).
+
+/// Is it readable, at the latest after so many milliseconds?
+fn polls(file: &File, timeout: i32) -> bool {
+    let mut fd = libc::pollfd {
+        fd: file.as_raw_fd(),
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    assert!(unsafe { libc::poll(&raw mut fd, 1, timeout) } >= 0);
+    fd.revents & libc::POLLIN != 0
+}
+
+#[test]
+fn pollers_that_went_away_are_forgotten() {
+    let m = Mnt::new();
+    let s = m.stream("s");
+    append(s.join("events"), "x\n");
+    let rss = || {
+        let status = fs::read_to_string(format!("/proc/{}/status", m.pid())).unwrap();
+        let line = status.lines().find(|l| l.starts_with("VmRSS:")).unwrap();
+        line.split_whitespace()
+            .nth(1)
+            .unwrap()
+            .parse::<u64>()
+            .unwrap()
+    };
+    // Ready at once: whoever polls both is told to wait for the first, and does not.
+    let ready = File::open("/dev/null").unwrap();
+    let run = |opens: usize| {
+        for _ in 0..opens {
+            let mut file = File::open(s.join("events")).unwrap();
+            file.read_to_end(&mut Vec::new()).unwrap();
+            for _ in 0..10 {
+                let mut fds = [&file, &ready].map(|file| libc::pollfd {
+                    fd: file.as_raw_fd(),
+                    events: libc::POLLIN,
+                    revents: 0,
+                });
+                assert!(unsafe { libc::poll(fds.as_mut_ptr(), 2, 1000) } >= 0);
+                assert_eq!(fds.map(|fd| fd.revents & libc::POLLIN), [0, libc::POLLIN]);
+            }
+        }
+    };
+    run(200);
+    let before = rss();
+    run(2000);
+    let grown = rss().saturating_sub(before);
+    assert!(grown <= 2048, "{grown} KiB more");
+    // And those that are there are still told.
+    let mut file = File::open(s.join("events")).unwrap();
+    file.read_to_end(&mut Vec::new()).unwrap();
+    let waits = std::thread::spawn(move || polls(&file, 10_000));
+    std::thread::sleep(Duration::from_millis(100));
+    append(s.join("events"), "y\n");
+    assert!(waits.join().unwrap());
+}
+
+#[test]
+fn poll_is_quiet_once_the_end_was_read_but_not_before() {
+    let m = Mnt::new();
+    let s = m.stream("s");
+    append(s.join("events"), "0\n1\n");
+    if have("busybox") {
+        // Its `read` polls before each byte, also at the end.
+        let script = "while read x; do echo got $x; done < events; echo end";
+        let command = format!("timeout 10 busybox sh -c '{script}'");
+        assert_eq!(ok(&sh("sh", &command, &s)), "got 0\ngot 1\nend\n");
+    }
+    for name in ["events", "from/1"] {
+        let mut file = File::open(s.join(name)).unwrap();
+        assert!(polls(&file, 0), "{name}: there is something");
+        let mut rest = [0; 100];
+        while file.read(&mut rest).unwrap() > 0 {
+            assert!(
+                polls(&file, 0),
+                "{name}: more, or an end nobody was told of"
+            );
+        }
+        for timeout in [0, 200] {
+            assert!(!polls(&file, timeout), "{name}: nothing new");
+        }
+        append(s.join("events"), "more\n");
+        assert!(polls(&file, 2000), "{name}: a commit");
+        assert_eq!(file.read(&mut rest).unwrap(), 5);
+        assert_eq!(file.read(&mut rest).unwrap(), 0);
+        assert!(!polls(&file, 0), "{name}: quiet again");
+    }
+}
