@@ -488,3 +488,31 @@ fn a_mount_made_right_after_an_unmount_stays() {
         "20 streams and the mark"
     );
 }
+
+#[test]
+fn in_the_background_it_logs_to_syslog() {
+    let dirs = Dirs::new();
+    // With a /dev of its own, so that it is not the machine's syslog.
+    let script = r#"
+        mount -t tmpfs -o mode=755 none /dev && mknod -m 666 /dev/null c 1 3 &&
+            mknod -m 666 /dev/fuse c 10 229 || exit 1
+        python3 -c '
+import socket
+log = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+log.bind("/dev/log")
+log.settimeout(10)
+open("ready", "w").close()
+print(log.recv(1000).decode())' > heard & listener=$!
+        while ! test -e ready; do sleep 0.05; done
+        $SMOLSTORE store mnt && mkdir mnt/s && echo event >> mnt/s/events && umount mnt &&
+            printf X | dd of=store/s/log bs=1 seek=17 conv=notrunc status=none &&
+            $SMOLSTORE store mnt || exit 1
+        cat mnt/s/at/0; wait $listener; umount mnt"#;
+    let out = run(Command::new("unshare")
+        .args(["-m", "sh", "-c", script])
+        .env("SMOLSTORE", env!("CARGO_BIN_EXE_smolstore"))
+        .current_dir(&dirs.root));
+    let heard = text(&read(dirs.join("heard")));
+    assert!(heard.starts_with("<28>smolstore["), "{heard:?} {out:?}");
+    assert!(heard.contains(r#"stream "s", event 0"#), "{heard:?}");
+}
