@@ -20,6 +20,7 @@ struct Watched {
 struct Seen {
     calls: Mutex<Vec<&'static str>>,
     fail_sync: AtomicBool,
+    over_quota: AtomicBool,
     /// Each sync waits until as many are under way.
     meet: Mutex<Option<Arc<Barrier>>>,
 }
@@ -59,6 +60,9 @@ impl Disk for Watched {
         self.real.write_at(&file.0, bytes, at)
     }
     fn reserve(&self, file: &Named, from: u64, to: u64) -> io::Result<()> {
+        if self.seen.over_quota.load(SeqCst) {
+            return Err(io::Error::from_raw_os_error(libc::EDQUOT));
+        }
         self.real.reserve(&file.0, from, to)
     }
     fn set_len(&self, file: &Named, len: u64) -> io::Result<()> {
@@ -243,6 +247,23 @@ fn a_failed_sync_stops_the_stream_until_the_next_mount() {
     let s = store.stream("s").unwrap();
     assert_eq!(s.append(["again"], None), Ok(1));
     assert_eq!(payloads(&store, "s", 0), [&b"kept"[..], b"again"]);
+}
+
+#[test]
+fn a_quota_is_met_by_the_write_and_nothing_of_the_batch_is_stored() {
+    let dir = TempDir::new().unwrap();
+    let (store, seen) = watched(&dir);
+    store.create("s", 0o755).unwrap();
+    let s = store.stream("s").unwrap();
+    s.append(["kept"], None).unwrap();
+    seen.over_quota.store(true, SeqCst);
+    let mut batch = s.batch(Shape::Lines);
+    let refused = batch.push(&[b'x'; 10_000]).unwrap_err();
+    assert_eq!(refused.errno(), libc::EDQUOT);
+    drop(batch);
+    seen.over_quota.store(false, SeqCst);
+    assert_eq!(s.append(["later"], None), Ok(1));
+    assert_eq!(payloads(&store, "s", 0), [&b"kept"[..], b"later"]);
 }
 
 #[test]
