@@ -98,7 +98,7 @@ pub struct Facts {
     pub indexed: Option<u64>,
     /// Events up to the end of the last whole batch that a walk from the last sound entry reached.
     pub whole: u64,
-    /// The walk ended at a frame that does not check and has a valid one directly behind it.
+    /// The walk went over a frame that does not check, to a valid one directly behind it.
     pub gap: bool,
     /// Behind the last whole batch there are only zeros.
     pub clean: bool,
