@@ -21,6 +21,7 @@ struct Seen {
     calls: Mutex<Vec<&'static str>>,
     fail_sync: AtomicBool,
     over_quota: AtomicBool,
+    fail_index: AtomicBool,
     /// Each sync waits until as many are under way.
     meet: Mutex<Option<Arc<Barrier>>>,
 }
@@ -57,6 +58,9 @@ impl Disk for Watched {
     }
     fn write_at(&self, file: &Named, bytes: &[u8], at: u64) -> io::Result<usize> {
         self.seen.note(file.1);
+        if file.1 == "index" && self.seen.fail_index.load(SeqCst) {
+            return Err(io::Error::from_raw_os_error(libc::ENOSPC));
+        }
         self.real.write_at(&file.0, bytes, at)
     }
     fn reserve(&self, file: &Named, from: u64, to: u64) -> io::Result<()> {
@@ -247,6 +251,24 @@ fn a_failed_sync_stops_the_stream_until_the_next_mount() {
     let s = store.stream("s").unwrap();
     assert_eq!(s.append(["again"], None), Ok(1));
     assert_eq!(payloads(&store, "s", 0), [&b"kept"[..], b"again"]);
+}
+
+#[test]
+fn a_commit_that_fails_behind_its_log_is_eio_and_its_batch_may_be_there() {
+    let dir = TempDir::new().unwrap();
+    let (store, seen) = watched(&dir);
+    store.create("s", 0o755).unwrap();
+    let s = store.stream("s").unwrap();
+    s.append(["kept"], None).unwrap();
+    seen.fail_index.store(true, SeqCst);
+    let failed = s.append(["may", "be"], Some(1)).unwrap_err();
+    assert!(matches!(failed, Error::Unknown { .. }), "{failed}");
+    assert_eq!(failed.errno(), libc::EIO);
+    assert_eq!(s.count(), Ok(1), "not acknowledged, not visible");
+    seen.fail_index.store(false, SeqCst);
+    // It was durable, so the next commit adopts it; who retries with the guard learns that.
+    assert_eq!(s.append(["may", "be"], Some(1)), Err(Error::Exists));
+    assert_eq!(payloads(&store, "s", 0), [&b"kept"[..], b"may", b"be"]);
 }
 
 #[test]
