@@ -432,17 +432,18 @@ impl<D: Disk> Stream<D> {
         if count <= tip.count {
             return Ok(Some(tip));
         }
+        // By its last event: the index may have a hole where that begins.
         let mut scan = files.scan(0);
-        let end = files.locate(&mut scan, count)?;
-        let Some(walk) = files.sound(&mut scan, count)? else {
+        let at = files.locate(&mut scan, count - 1)?;
+        let Found::Frame(last) = scan.frame(count - 1, at)? else {
             return Err(self.damaged(count - 1, "the last event is damaged"));
         };
         let mut seen = lock(&self.tip);
         if count > seen.count {
             *seen = Tip {
                 count,
-                end,
-                time: walk.time,
+                end: at + last.size(),
+                time: last.time,
             };
         }
         Ok(Some(*seen))
