@@ -657,6 +657,16 @@ fn run(seed: u64, defect: Option<Defect>, verbose: bool) -> Result<Stats, String
     }
 }
 
+/// Seeds that found a fault of the engine, while the simulation is as it was then.
+const FOUND: [u64; 2] = [1_795_442_596_000_059_950, 1_795_444_090_000_052_761];
+
+#[test]
+fn what_the_simulation_found_stays_mended() {
+    for seed in FOUND {
+        run(seed, None, false).map_err(|_| seed).unwrap();
+    }
+}
+
 fn env(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
 }
