@@ -28,7 +28,7 @@ pub(crate) struct Room {
 }
 
 /// Called with the index of a batch's first event, or why there is none.
-pub(crate) type Done = Box<dyn FnOnce(Result<u64>) + Send>;
+pub type Done = Box<dyn FnOnce(Result<u64>) + Send>;
 
 pub(crate) struct Job<D: Disk> {
     batch: Batch<D>,
@@ -98,7 +98,7 @@ impl<D: Disk> Stream<D> {
 
     /// Commits a batch and calls `done`; here, or on the thread that is committing already. That
     /// one also commits what others bring meanwhile, so nobody has to wait in a thread.
-    pub(crate) fn submit(self: &Arc<Self>, batch: Batch<D>, guard: Option<u64>, done: Done) {
+    pub fn submit(self: &Arc<Self>, batch: Batch<D>, guard: Option<u64>, done: Done) {
         if self.enqueue(batch, guard, done) {
             self.lead();
         }
@@ -524,8 +524,8 @@ impl<D: Disk> Batch<D> {
         self.tally
     }
 
-    /// Takes away what is behind the last complete event.
-    pub(crate) fn split_torn(&mut self) -> Result<Batch<D>> {
+    /// Takes away what is behind the last complete event. After an error neither can be committed.
+    pub fn split_torn(&mut self) -> Result<Batch<D>> {
         let mut torn = self.stream.batch(self.shape);
         torn.spill = self.spill.split_off(self.tally.complete)?;
         torn.tally.len = self.tally.torn();

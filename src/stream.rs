@@ -103,7 +103,7 @@ impl Tip {
 
 /// Where a reader was: event and log offset. A hint, checked when used.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Cursor(pub(crate) u64, pub(crate) u64);
+pub struct Cursor(pub(crate) u64, pub(crate) u64);
 
 /// An event as it was read.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -573,8 +573,9 @@ impl<D: Disk> Stream<D> {
         Ok(low)
     }
 
-    /// Up to `size` bytes of the view from `view` on; fewer only at the end or before damage.
-    pub(crate) fn read_view(
+    /// Up to `size` bytes of the view (each event and a newline) from the offset `view` on; fewer
+    /// only at the end or before damage. A reader in order hands in the same `cursor` each time.
+    pub fn read_view(
         self: &Arc<Self>,
         view: u64,
         size: usize,
