@@ -255,7 +255,7 @@ impl<D: Disk> Stream<D> {
         Ok(())
     }
 
-    fn cut(&self, files: &Files<D>, end: u64) -> std::io::Result<()> {
+    pub(crate) fn cut(&self, files: &Files<D>, end: u64) -> std::io::Result<()> {
         lock(&self.room).log = end;
         self.disk().set_len(&files.log, end)
     }

@@ -14,7 +14,8 @@
 //! | [`disk`]    | the few effects the engine needs, as one trait  | streams                   |
 //! | `spill`     | a batch until its commit, in bounded memory     | streams                   |
 //! | `log`       | log and index of a stream: where its events are | batches                   |
-//! | [`stream`]  | open, recover, read                             | names, the mounted tree   |
+//! | [`stream`]  | its open files, reading                         | names, the mounted tree   |
+//! | `mend`      | open and recover                                | names, the mounted tree   |
 //! | [`commit`]  | append: batches, their queue, the commit        | names, the mounted tree   |
 //! | [`store`]   | names -> streams                                | the mounted tree          |
 //! | [`proc`]    | what /proc says of the process behind a request |                           |
@@ -23,8 +24,8 @@
 //! | [`wait`]    | those who wait for the next event               | fuser                     |
 //! | [`fuse`]    | fuser's requests: convert, call, reply          |                           |
 //!
-//! Two are cut for length, not for layers: stream and commit are one type, and tree, open and wait
-//! know each other.
+//! Some are cut for length, not for layers: stream, mend and commit are one type; tree, open and
+//! wait know each other.
 //!
 //! `main` reads the arguments, creates every resource, and waits for signals.
 
@@ -38,6 +39,7 @@ pub mod frame;
 pub mod fuse;
 pub mod index;
 mod log;
+mod mend;
 pub mod open;
 pub mod proc;
 pub mod recover;

@@ -36,7 +36,7 @@ pub(crate) struct Files<D: Disk> {
 }
 
 impl<D: Disk> Files<D> {
-    fn title(&self) -> String {
+    pub(crate) fn title(&self) -> String {
         self.name.to_string_lossy().into_owned()
     }
 
@@ -88,21 +88,17 @@ impl<D: Disk> Files<D> {
         Ok(true)
     }
 
-    /// Writes a part of the log again in place.
-    pub(crate) fn rewrite(&self, from: u64, to: u64) -> Result<()> {
+    /// Writes `from..to` of the log to the same place of `file`, which may be the log.
+    pub(crate) fn copy(&self, from: u64, to: u64, file: &D::File) -> std::io::Result<()> {
         let mut piece = vec![0; PIECE];
         let mut at = from;
         while at < to {
             let most = usize::try_from(to - at).map_or(PIECE, |left| left.min(PIECE));
-            let read = read_full(&*self.disk, &self.log, &mut piece[..most], at);
-            match read.map_err(self.os("log"))? {
-                0 => return Err(self.os("log")(std::io::ErrorKind::UnexpectedEof.into())),
-                read => {
-                    write_all(&*self.disk, &self.log, &piece[..read], at)
-                        .map_err(self.os("log"))?;
-                    at += read as u64;
-                }
+            match read_full(&*self.disk, &self.log, &mut piece[..most], at)? {
+                0 => return Err(std::io::ErrorKind::UnexpectedEof.into()),
+                read => write_all(&*self.disk, file, &piece[..read], at)?,
             }
+            at += most as u64;
         }
         Ok(())
     }
@@ -181,8 +177,9 @@ impl<D: Disk> Files<D> {
         }
         let at = self.entry(n)?;
         let before = self.entry(n - 1)?;
+        // One that cannot be read is no worse than one that is wrong.
         if before < at
-            && let Found::Frame(frame) = scan.frame(n - 1, before)?
+            && let Ok(Found::Frame(frame)) = scan.frame(n - 1, before)
             && before + frame.size() == at
         {
             return Ok(Some(Walk::new(n, at, Some(&frame))));

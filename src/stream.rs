@@ -1,5 +1,4 @@
-//! One stream: open, recover, read. [`crate::commit`] appends; [`crate::recover`] says what is done
-//! after a crash.
+//! One stream: its open files, and reading. `mend` opens and recovers, [`crate::commit`] appends.
 //!
 //! Readers take no lock: they believe the count, and check every frame.
 
@@ -14,7 +13,6 @@ use crate::error::{Error, Result};
 use crate::frame::{self, Found, Frame};
 use crate::index::{self, view_offset};
 use crate::log::{Files, Scan};
-use crate::recover::{Decision, Facts, decide};
 use crate::spill::{Ceiling, PIECE};
 
 /// At most this many streams have their files open, beside those in the middle of a request.
@@ -195,14 +193,6 @@ impl<D: Disk> Stream<D> {
         Error::os(format!("{}/{what}", self.title()))
     }
 
-    fn damaged(&self, index: u64, what: &'static str) -> Error {
-        Error::Damaged {
-            stream: self.title(),
-            index,
-            what,
-        }
-    }
-
     // ---- files -------------------------------------------------------------------------------
 
     pub(crate) fn files(self: &Arc<Self>) -> Result<Arc<Files<D>>> {
@@ -223,168 +213,6 @@ impl<D: Disk> Stream<D> {
         *lock(&self.files) = None;
         let mut open = lock(&self.shared.open);
         open.retain(|stream| !std::ptr::eq(&raw const **stream, self));
-    }
-
-    fn open(&self) -> Result<Files<D>> {
-        let (disk, write) = (self.disk(), !self.shared.read_only);
-        let name = self.name();
-        let missing = |error: std::io::Error, what| match error.kind() {
-            std::io::ErrorKind::NotFound => Error::NotFound,
-            _ => self.os(what)(error),
-        };
-        let open = |what| match disk.open(&name.join(what), write) {
-            // A stream that nobody wrote to, or whose index is to be rebuilt, in a store that is
-            // not to be written to.
-            Err(error) if !write && error.kind() == std::io::ErrorKind::NotFound => {
-                disk.identity(&name).map_err(|error| missing(error, ""))?;
-                disk.scratch().map_err(self.os(what))
-            }
-            result => result.map_err(|error| missing(error, what)),
-        };
-        let log = open("log")?;
-        disk.lock(&log, !write).map_err(self.os("log"))?;
-        // Whoever fails from here on drops the file, and with it the lock.
-        if write && !disk.stat(&log).map_err(self.os("log"))?.named {
-            // Removed while we waited: the index would be another stream's.
-            return Err(Error::NotFound);
-        }
-        let index = open("index")?;
-        let identity = disk.stat(&log).map_err(self.os("log"))?.identity;
-        let mut known = lock(&self.identity);
-        if *known != 0 && *known != identity {
-            // Another stream got our name while our files were closed.
-            return Err(Error::NotFound);
-        }
-        let (files, tip) = self.recover(log, index, identity)?;
-        if *known != identity {
-            *lock(&self.tip) = Tip::default();
-        }
-        *known = identity;
-        disk.unlock(&files.log).map_err(self.os("log"))?;
-        let mut seen = lock(&self.tip);
-        if tip.count >= seen.count {
-            *seen = tip;
-        }
-        Ok(files)
-    }
-
-    /// Finds out in what state log and index are, under the lock, and mends what can be.
-    fn recover(&self, log: D::File, index: D::File, identity: u64) -> Result<(Files<D>, Tip)> {
-        let (disk, write) = (self.disk(), !self.shared.read_only);
-        let len = disk.stat(&log).map_err(self.os("log"))?.len;
-        let mut files = Files {
-            disk: self.shared.disk.clone(),
-            name: self.name(),
-            write,
-            log,
-            index,
-            identity,
-            over: None,
-            counted: true,
-            lost: None,
-        };
-        let mut scan = files.scan(PIECE);
-        let indexed = files.header()?;
-        let mut walk = files.last_sound(&mut scan, indexed.unwrap_or(0))?;
-        let (from, start) = (walk.next, walk.at);
-        let mut gap = false;
-        // Log offset of the first event beyond the count.
-        let mut beyond = start;
-        loop {
-            if indexed.is_some_and(|count| walk.next <= count) {
-                beyond = walk.at;
-            }
-            let size = match scan.frame(walk.next, walk.at)? {
-                Found::Frame(frame) if walk.step(&frame) => continue,
-                Found::Bad if indexed.is_none() => scan.extent(walk.at)? as u64,
-                _ => break,
-            };
-            let Found::Frame(behind) = scan.frame(walk.next + 1, walk.at + size)? else {
-                break;
-            };
-            gap = true;
-            walk.skip(size, &behind);
-        }
-        let facts = Facts {
-            indexed,
-            whole: walk.whole,
-            gap,
-            clean: files.zeros(&mut scan, walk.end, len)?,
-            long: len > index::grown(walk.end + lock(&self.pending).0),
-        };
-        drop(scan);
-        let mut tip = Tip {
-            count: walk.whole,
-            end: walk.end,
-            time: walk.whole_time,
-        };
-        match decide(facts) {
-            Decision::Use { adopt, cut } if write => {
-                if cut {
-                    disk.set_len(&files.log, tip.end).map_err(self.os("log"))?;
-                }
-                if adopt {
-                    files.rewrite(beyond, tip.end)?;
-                }
-                if (cut || tip.end > beyond) && disk.sync_all(&files.log).is_err() {
-                    // Next time there would be nothing to cut, and this would be forgotten.
-                    return Err(self.stop(&files, "its log failed to sync"));
-                }
-                if adopt {
-                    if indexed.is_none() {
-                        // Until all entries are there the index must not pass for ours.
-                        disk.set_len(&files.index, 0).map_err(self.os("index"))?;
-                    }
-                    files.map(from, start, tip.count)?;
-                    if indexed.unwrap_or(0) == 0 && tip.count > 0 {
-                        files.sync_names()?;
-                    }
-                    files.publish(tip.count)?;
-                    if indexed.is_none() && tip.count > 0 {
-                        files.sync_index().inspect_err(|_| {
-                            // Not ours until it is durable.
-                            let _ = disk.set_len(&files.index, 0);
-                        })?;
-                    }
-                    let name = self.title();
-                    if let Some(count) = indexed {
-                        let adopted = tip.count - count;
-                        (self.shared.log)(&format!(
-                            "stream {name:?}: recovered {adopted} events that a crash left behind"
-                        ));
-                    } else if tip.count > 0 {
-                        (self.shared.log)(&format!("stream {name:?}: rebuilt its index"));
-                    }
-                }
-            }
-            Decision::Use { .. } => {
-                if Some(tip.count) != indexed {
-                    let scratch = disk.scratch().map_err(self.os("index"))?;
-                    files.over = Some((from, scratch));
-                    files.counted = indexed.is_some();
-                    files.map(from, start, tip.count)?;
-                }
-            }
-            Decision::Lost => {
-                files.lost = Some(walk.whole);
-                files.counted = false;
-                tip.count = indexed.map_or(walk.whole, |count| count.max(walk.whole));
-                // Where the count covers what is not there, reading must come to it, and fail.
-                let missing = frame::OVERHEAD * (tip.count - walk.whole);
-                tip.end = (tip.end + missing).max(files.entry(tip.count)?);
-                if indexed.is_none() {
-                    let scratch = disk.scratch().map_err(self.os("index"))?;
-                    files.over = Some((0, scratch));
-                    files.map(0, 0, tip.count)?;
-                }
-                let error = self.damaged(
-                    walk.whole,
-                    "acknowledged events are missing or damaged; the stream takes no appends",
-                );
-                (self.shared.log)(&error.to_string());
-            }
-        }
-        Ok((files, tip))
     }
 
     // ---- reading -----------------------------------------------------------------------------
@@ -436,7 +264,7 @@ impl<D: Disk> Stream<D> {
         let mut scan = files.scan(0);
         let at = files.locate(&mut scan, count - 1)?;
         let Found::Frame(last) = scan.frame(count - 1, at)? else {
-            return Err(self.damaged(count - 1, "the last event is damaged"));
+            return Err(files.damaged(count - 1, "the last event is damaged"));
         };
         let mut seen = lock(&self.tip);
         if count > seen.count {
@@ -480,7 +308,7 @@ impl<D: Disk> Stream<D> {
         let at = files.locate(&mut scan, n)?;
         match scan.frame(n, at)? {
             Found::Frame(frame) => Ok(look(at, frame)),
-            _ => Err(self.damaged(n, "its checksum does not hold")),
+            _ => Err(files.damaged(n, "its checksum does not hold")),
         }
     }
 
@@ -539,7 +367,7 @@ impl<D: Disk> Stream<D> {
                     });
                 }
                 _ if events.is_empty() => {
-                    return Err(self.damaged(index, "its checksum does not hold"));
+                    return Err(files.damaged(index, "its checksum does not hold"));
                 }
                 _ => break,
             }
@@ -668,7 +496,7 @@ impl<D: Disk> Stream<D> {
                 Ok(Line::Big(line))
             }
             Found::Frame(frame) => Ok(Line::Small(frame.line)),
-            _ => Err(self.damaged(n, "its checksum does not hold")),
+            _ => Err(files.damaged(n, "its checksum does not hold")),
         }
     }
 }

@@ -486,7 +486,7 @@ impl SimDisk {
         if fail {
             w.faults += 1;
             w.count("faults");
-            w.grave += u64::from(kind != Kind::Read && kind != Kind::Unlock);
+            w.grave += u64::from(kind != Kind::Unlock);
         }
         if fail && (kind == Kind::Read || kind == Kind::Name) {
             return errno([libc::EIO, libc::ENOMEM][w.rng.below(2)]);

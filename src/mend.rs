@@ -1,0 +1,244 @@
+//! Opening a stream: what is found of it, and the steps that [`crate::recover`] decides on.
+
+use std::io;
+
+use crate::disk::{Disk, Stat};
+use crate::error::{Error, Result};
+use crate::frame::{self, Found};
+use crate::index;
+use crate::log::Files;
+use crate::recover::{Decision, Facts, Walk, decide};
+use crate::spill::PIECE;
+use crate::stream::{Stream, Tip, lock};
+
+/// What a walk over the end of a log found.
+struct Survey {
+    facts: Facts,
+    /// The last place that the index is right about: the walk began there.
+    start: Walk,
+    /// Where it ended.
+    walk: Walk,
+    /// Log offset of the first event beyond the count.
+    beyond: u64,
+}
+
+impl<D: Disk> Stream<D> {
+    /// Opens log and index by name, and recovers the stream.
+    pub(crate) fn open(&self) -> Result<Files<D>> {
+        let (disk, write) = (self.disk(), !self.shared.read_only);
+        let name = self.name();
+        let missing = |error: io::Error, what| match error.kind() {
+            io::ErrorKind::NotFound => Error::NotFound,
+            _ => self.os(what)(error),
+        };
+        let open = |what| match disk.open(&name.join(what), write) {
+            // A stream that nobody wrote to, or whose index is to be rebuilt, in a store that is
+            // not to be written to.
+            Err(error) if !write && error.kind() == io::ErrorKind::NotFound => {
+                disk.identity(&name).map_err(|error| missing(error, ""))?;
+                disk.scratch().map_err(self.os(what))
+            }
+            result => result.map_err(|error| missing(error, what)),
+        };
+        let log = open("log")?;
+        disk.lock(&log, !write).map_err(self.os("log"))?;
+        // Whoever fails from here on drops the file, and with it the lock.
+        let found = disk.stat(&log).map_err(self.os("log"))?;
+        if write && !found.named {
+            // Removed while we waited: the index would be another stream's.
+            return Err(Error::NotFound);
+        }
+        let index = open("index")?;
+        let mut known = lock(&self.identity);
+        if *known != 0 && *known != found.identity {
+            // Another stream got our name while our files were closed.
+            return Err(Error::NotFound);
+        }
+        let mut files = Files {
+            disk: self.shared.disk.clone(),
+            name,
+            write,
+            log,
+            index,
+            identity: found.identity,
+            over: None,
+            counted: true,
+            lost: None,
+        };
+        let tip = self.recover(&mut files, found)?;
+        if *known != found.identity {
+            *lock(&self.tip) = Tip::default();
+        }
+        *known = found.identity;
+        disk.unlock(&files.log).map_err(self.os("log"))?;
+        let mut seen = lock(&self.tip);
+        if tip.count >= seen.count {
+            *seen = tip;
+        }
+        Ok(files)
+    }
+
+    /// Finds out in what state log and index are, under the lock, and mends what can be.
+    fn recover(&self, files: &mut Files<D>, log: Stat) -> Result<Tip> {
+        let found = self.survey(files, log.len)?;
+        let tip = Tip {
+            count: found.walk.whole,
+            end: found.walk.end,
+            time: found.walk.whole_time,
+        };
+        let indexed = found.facts.indexed;
+        match decide(found.facts) {
+            Decision::Lost => self.lose(files, indexed, tip),
+            Decision::Use { .. } if !files.write => {
+                if indexed != Some(tip.count) {
+                    files.counted = indexed.is_some();
+                    self.map_aside(files, found.start, tip.count)?;
+                }
+                Ok(tip)
+            }
+            Decision::Use { adopt, cut } => {
+                if cut {
+                    if indexed.is_none() && !found.facts.clean {
+                        self.keep(files, tip, log.len)?;
+                    }
+                    self.cut(files, tip.end).map_err(files.os("log"))?;
+                }
+                if adopt {
+                    let written = files.copy(found.beyond, tip.end, &files.log);
+                    written.map_err(files.os("log"))?;
+                }
+                if (cut || tip.end > found.beyond) && self.disk().sync_all(&files.log).is_err() {
+                    // Next time there would be nothing to cut, and this would be forgotten.
+                    return Err(self.stop(files, "its log failed to sync"));
+                }
+                if adopt {
+                    self.count_in(files, &found, tip.count)?;
+                }
+                Ok(tip)
+            }
+        }
+    }
+
+    fn survey(&self, files: &Files<D>, len: u64) -> Result<Survey> {
+        let mut scan = files.scan(PIECE);
+        let indexed = files.header()?;
+        let start = files.last_sound(&mut scan, indexed.unwrap_or(0))?;
+        let (mut walk, mut beyond, mut gap) = (start, start.at, false);
+        loop {
+            if indexed.is_some_and(|count| walk.next <= count) {
+                beyond = walk.at;
+            }
+            let size = match scan.frame(walk.next, walk.at) {
+                Ok(Found::Frame(frame)) if walk.step(&frame) => continue,
+                Ok(Found::Bad) if indexed.is_none() => scan.extent(walk.at)? as u64,
+                // What the count covers and a bad disk does not give is lost. Beyond the count
+                // nothing may be cut for that.
+                Err(Error::Os { errno, .. })
+                    if errno == libc::EIO && indexed.is_some_and(|count| walk.next < count) =>
+                {
+                    break;
+                }
+                found => {
+                    found?;
+                    break;
+                }
+            };
+            let Found::Frame(behind) = scan.frame(walk.next + 1, walk.at + size)? else {
+                break;
+            };
+            gap = true;
+            walk.skip(size, &behind);
+        }
+        let lost = indexed.is_some_and(|count| walk.whole < count);
+        let facts = Facts {
+            indexed,
+            whole: walk.whole,
+            gap,
+            clean: lost || files.zeros(&mut scan, walk.end, len)?,
+            long: len > index::grown(walk.end + lock(&self.pending).0),
+        };
+        Ok(Survey {
+            facts,
+            start,
+            walk,
+            beyond,
+        })
+    }
+
+    /// Keeps what is to be cut off, for the day that somebody finds it was not garbage: without an
+    /// index nothing tells how much was acknowledged, and one damaged length hides all behind it.
+    fn keep(&self, files: &Files<D>, tip: Tip, len: u64) -> Result<()> {
+        let disk = self.disk();
+        let name = format!("cut-{}-{}", tip.end, disk.now());
+        let copy = || {
+            let file = disk.open(&files.name.join(&name), true)?;
+            files.copy(tip.end, len, &file)?;
+            disk.sync_all(&file)?;
+            disk.sync_dir(&files.name)
+        };
+        copy().map_err(files.os(&name))?;
+        (self.shared.log)(&format!(
+            "stream {:?}: it has no index, and no batch follows its event {}: what lies there was \
+             cut off and is kept as {name:?} beside the log, at the offset it had",
+            files.title(),
+            i128::from(tip.count) - 1
+        ));
+        Ok(())
+    }
+
+    /// Enters adopted events in the index, and moves the count.
+    fn count_in(&self, files: &Files<D>, found: &Survey, count: u64) -> Result<()> {
+        let (disk, indexed) = (self.disk(), found.facts.indexed);
+        if indexed.is_none() {
+            // Until all entries are there the index must not pass for ours.
+            disk.set_len(&files.index, 0).map_err(files.os("index"))?;
+        }
+        files.map(found.start.next, found.start.at, count)?;
+        if indexed.unwrap_or(0) == 0 && count > 0 {
+            files.sync_names()?;
+        }
+        files.publish(count)?;
+        if count == 0 {
+            return Ok(());
+        }
+        let name = files.title();
+        (self.shared.log)(&match indexed {
+            Some(before) => {
+                let adopted = count - before;
+                format!("stream {name:?}: recovered {adopted} events that a crash left behind")
+            }
+            None => {
+                files.sync_index().inspect_err(|_| {
+                    // Not ours until it is durable.
+                    let _ = disk.set_len(&files.index, 0);
+                })?;
+                format!("stream {name:?}: rebuilt its index")
+            }
+        });
+        Ok(())
+    }
+
+    /// Writes the entries of the events from `start` on where the index must not be changed.
+    fn map_aside(&self, files: &mut Files<D>, start: Walk, count: u64) -> Result<()> {
+        let scratch = self.disk().scratch().map_err(files.os("index"))?;
+        files.over = Some((start.next, scratch));
+        files.map(start.next, start.at, count).map(drop)
+    }
+
+    /// The disk lost acknowledged events: what is intact is `tip` and perhaps more behind it.
+    fn lose(&self, files: &mut Files<D>, indexed: Option<u64>, tip: Tip) -> Result<Tip> {
+        files.lost = Some(tip.count);
+        // Another mount may see more of it, and append.
+        files.counted = indexed.is_some();
+        let count = indexed.map_or(tip.count, |count| count.max(tip.count));
+        // Where the count covers what is not there, reading must come to it, and fail.
+        let missing = frame::OVERHEAD * (count - tip.count);
+        let end = (tip.end + missing).max(files.entry(count)?);
+        if indexed.is_none() {
+            self.map_aside(files, Walk::default(), count)?;
+        }
+        let what = "acknowledged events are missing or damaged; the stream takes no appends";
+        (self.shared.log)(&files.damaged(tip.count, what).to_string());
+        Ok(Tip { count, end, ..tip })
+    }
+}
