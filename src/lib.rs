@@ -18,6 +18,7 @@
 //! | `mend`      | open and recover                                | names, the mounted tree   |
 //! | [`commit`]  | append: batches, their queue, the commit        | names, the mounted tree   |
 //! | [`store`]   | names -> streams                                | the mounted tree          |
+//! | [`check`]   | verify a stream, change nothing                 | the mounted tree          |
 //! | [`proc`]    | what /proc says of the process behind a request |                           |
 //! | [`tree`]    | paths, nodes, attributes: the mounted tree      | fuser                     |
 //! | [`open`]    | its open files: who wrote what, who is told     | fuser                     |
@@ -32,6 +33,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod batch;
+pub mod check;
 pub mod commit;
 pub mod disk;
 pub mod error;

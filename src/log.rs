@@ -121,6 +121,14 @@ impl<D: Disk> Files<D> {
             .unwrap_or(0))
     }
 
+    /// What the index says of where `most` events from `n` on end: hints, and fewer when it is short.
+    pub(crate) fn ends(&self, n: u64, most: usize) -> Result<Vec<u64>> {
+        let mut bytes = vec![0; 8 * most];
+        let read = read_full(&*self.disk, &self.index, &mut bytes, entry_at(n));
+        let (ends, _) = bytes[..read.map_err(self.os("index"))?].as_chunks();
+        Ok(ends.iter().map(|end| u64::from_le_bytes(*end)).collect())
+    }
+
     /// Writes the ends of the events from `n` on.
     pub(crate) fn put_entries(&self, n: u64, ends: &[u64]) -> Result<()> {
         let bytes: Vec<u8> = ends.iter().flat_map(|end| end.to_le_bytes()).collect();

@@ -1,7 +1,7 @@
 //! The command: arguments, wiring, signals, exit code.
 
 use std::fs;
-use std::io::{self, Read, Write};
+use std::io::{self, IsTerminal, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixDatagram;
@@ -9,18 +9,20 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio, exit};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fuser::{Config, MountOption, Session, SessionACL};
+use smolstore::check::Finding;
 use smolstore::fuse::Fuse;
 use smolstore::tree::Tree;
 use smolstore::wait::LOOKS_A_SECOND;
-use smolstore::{Store, proc, sys};
+use smolstore::{Error, Store, proc, sys};
 
 const HELP: &str = "\
 smolstore: an event store whose whole client library is the file system
 
 usage: smolstore STORE MOUNTPOINT [-f] [-o OPTION[,OPTION...]]...
+       smolstore check STORE [STREAM...]
 
 Mounts the store in the directory STORE (an empty one becomes a store) at MOUNTPOINT.
 Goes to the background once the mount serves requests, and exits 0 only then.
@@ -33,6 +35,9 @@ Goes to the background once the mount serves requests, and exits 0 only then.
 
 The options of mount(8) that hold for any file system are accepted.
 SIGTERM and SIGINT unmount. Exit status: 0 mounted (with -f: unmounted), 1 failed, 2 usage.
+
+check verifies all that is in STORE, or those streams, and changes nothing; they may be in use. It
+prints a line for each fault. Exit status: 0 healthy, 1 faults found, 2 it could not check all.
 ";
 
 /// Threads that take requests. Those of a commit wait for the disk, one for each stream.
@@ -170,7 +175,14 @@ impl Arguments {
 }
 
 fn main() -> ExitCode {
-    let arguments = match parse(std::env::args_os().skip(1)) {
+    let mut arguments = std::env::args_os().skip(1).peekable();
+    if arguments.next_if(|first| first == "check").is_some() {
+        return check(arguments.map(PathBuf::from)).unwrap_or_else(|message| {
+            eprintln!("smolstore: {message}");
+            ExitCode::from(2)
+        });
+    }
+    let arguments = match parse(arguments) {
         Ok(Parsed::Mount(arguments)) => arguments,
         Ok(Parsed::Print(text)) => {
             // Whoever closed the pipe does not want it.
@@ -443,4 +455,74 @@ fn log_line(to_stderr: bool, line: &str) {
             "/dev/log",
         )
     });
+}
+
+/// `smolstore check STORE [STREAM...]`.
+fn check(mut arguments: impl Iterator<Item = PathBuf>) -> Result<ExitCode, String> {
+    let path = arguments.next().ok_or("check needs a STORE")?;
+    let mark = path.join(".smolstore");
+    fs::metadata(&mark).map_err(|error| format!("{}: no store: {error}", mark.display()))?;
+    let store = Store::open(&path, true).map_err(|error| error.to_string())?;
+    let mut names: Vec<PathBuf> = arguments.collect();
+    let listed = names.is_empty();
+    if listed {
+        let streams = store.streams().map_err(|error| error.to_string())?;
+        let streams: io::Result<Vec<_>> = streams.map(|name| name.map(PathBuf::from)).collect();
+        names = streams.map_err(|error| format!("{}: {error}", path.display()))?;
+        names.sort();
+    }
+    let (mut streams, mut events, mut bytes, mut faults) = (0u64, 0, 0, 0u64);
+    let (mut failed, mut shown) = (false, Instant::now());
+    let terminal = io::stderr().is_terminal();
+    for name in &names {
+        let mut here = (0, 0);
+        let mut tell = |finding: Finding| {
+            clear(terminal);
+            faults += u64::from(matches!(finding, Finding::Fault { .. }));
+            // A closed pipe is seen by the exit status of who reads.
+            let _ = writeln!(io::stdout(), "stream {name:?}, {finding}");
+        };
+        let mut progress = |n, at| {
+            here = (n, at);
+            if terminal && shown.elapsed() > Duration::from_millis(200) {
+                shown = Instant::now();
+                clear(true);
+                eprint!("{}: {n} events, {} MB", name.display(), at / 1_000_000);
+            }
+        };
+        match store.check(name, &mut tell, &mut progress) {
+            Ok(()) => streams += 1,
+            // Removed while we came to it.
+            Err(Error::NotFound) if listed => {}
+            Err(error) => {
+                clear(terminal);
+                eprintln!("smolstore: stream {name:?}: {error}");
+                failed = true;
+            }
+        }
+        (events, bytes) = (events + here.0, bytes + here.1);
+    }
+    clear(terminal);
+    let found = match faults {
+        0 if failed => "not all of it could be checked".into(),
+        0 => "no faults".to_owned(),
+        1 => "1 fault".into(),
+        faults => format!("{faults} faults"),
+    };
+    let _ = writeln!(
+        io::stdout(),
+        "{streams} streams, {events} events, {bytes} bytes: {found}"
+    );
+    Ok(ExitCode::from(if failed {
+        2
+    } else {
+        u8::from(faults > 0)
+    }))
+}
+
+/// Takes the progress off the terminal.
+fn clear(terminal: bool) {
+    if terminal {
+        eprint!("\r\x1b[K");
+    }
 }

@@ -36,7 +36,7 @@ const FORMAT: &str = "smolstore 1\n";
 /// # Ok::<(), Error>(())
 /// ```
 pub struct Store<D: Disk = Real> {
-    shared: Arc<Shared<D>>,
+    pub(crate) shared: Arc<Shared<D>>,
     streams: Mutex<HashMap<OsString, Weak<Stream<D>>>>,
 }
 

@@ -11,6 +11,7 @@
 
 mod big;
 mod binary;
+mod check;
 mod command;
 mod commit;
 mod concurrent;

@@ -1,0 +1,262 @@
+//! `smolstore check`: what is wrong is said, what is right is not called wrong, nothing changes.
+
+use crate::harness::{Mnt, append, count, ok, smolstore, text};
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::process::Output;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use tempfile::TempDir;
+
+use smolstore::check::Finding;
+use smolstore::{Store, batch::Shape};
+
+fn check(store: &Path, streams: &[&str]) -> Output {
+    let store = store.to_str().unwrap();
+    let arguments = [&["check", store], streams].concat();
+    smolstore(arguments).output().unwrap()
+}
+
+fn lines(out: &Output) -> Vec<String> {
+    text(&out.stdout).lines().map(str::to_owned).collect()
+}
+
+/// A store with the stream `s`: ten events in four batches, one of 5,000 bytes.
+fn store() -> TempDir {
+    let dir = TempDir::new().unwrap();
+    let store = Store::open(dir.path(), false).unwrap();
+    store.create("s", 0o755).unwrap();
+    let s = store.stream("s").unwrap();
+    s.append(["zero"], None).unwrap();
+    s.append(["one", "two", "", "four"], None).unwrap();
+    s.append([vec![b'x'; 5000]], None).unwrap();
+    s.append(["six", "seven", "eight\nand a half", "nine"], None)
+        .unwrap();
+    dir
+}
+
+fn patch(path: &Path, at: u64, bytes: &[u8]) {
+    let file = fs::File::options().write(true).open(path).unwrap();
+    file.write_all_at(bytes, at).unwrap();
+}
+
+#[test]
+fn each_fault_is_a_line_and_the_exit_status_1() {
+    let one_byte = |file: &str, at: u64, byte: u8| {
+        let dir = store();
+        patch(&dir.path().join("s").join(file), at, &[byte]);
+        dir
+    };
+    // Event 1 begins behind "zero": 16 + 4 + 1 bytes.
+    for (dir, expected) in [
+        (
+            one_byte("log", 21 + 16, b'O'),
+            "stream \"s\", event 1 at byte 21: its checksum does not hold",
+        ),
+        // Its length, so that nothing but the index leads to the next.
+        (
+            one_byte("log", 21 + 1, 1),
+            "stream \"s\", event 1 at byte 21: its checksum does not hold",
+        ),
+        (
+            one_byte("index", 16 + 8, 42),
+            "stream \"s\", event 1 at byte 21: the index says that it ends at byte 42, not 41",
+        ),
+        (
+            one_byte("index", 0, 12),
+            "stream \"s\", events 10 to 11 from byte 5212: the log ends here, the index counts 12",
+        ),
+    ] {
+        let out = check(dir.path(), &[]);
+        assert_eq!(lines(&out)[0], expected);
+        assert!(lines(&out)[1].ends_with(": 1 fault"), "{:?}", lines(&out));
+        assert_eq!((lines(&out).len(), out.status.code()), (2, Some(1)));
+    }
+    let dir = store();
+    let log = fs::File::options()
+        .write(true)
+        .open(dir.path().join("s/log"));
+    log.unwrap().set_len(300).unwrap();
+    let out = check(dir.path(), &["s"]);
+    let expected =
+        "stream \"s\", events 5 to 9 from byte 99: the log ends here, the index counts 10";
+    assert_eq!(lines(&out)[0], expected);
+    fs::remove_file(dir.path().join("s/log")).unwrap();
+    let out = check(dir.path(), &[]);
+    assert_eq!(
+        lines(&out)[0],
+        "stream \"s\", event 0 at byte 0: there is an index, but no log"
+    );
+    assert_eq!(out.status.code(), Some(1));
+}
+
+#[test]
+fn what_the_next_use_mends_is_no_fault() {
+    let whole = fs::read(store().path().join("s/log")).unwrap();
+    for (file, bytes, expected) in [
+        // A count that a crash left behind.
+        ("index", Some((0u64, vec![6])), "4 events behind the count"),
+        // A batch that a crash cut short.
+        (
+            "log",
+            Some((5212, whole[21..61].to_vec())),
+            "a batch without its end",
+        ),
+        // A hole that a power cut left.
+        (
+            "index",
+            Some((32, vec![0; 16])),
+            "2 entries of its index are missing",
+        ),
+        ("index", None, "it has no index"),
+    ] {
+        let dir = store();
+        let path = dir.path().join("s").join(file);
+        match bytes {
+            Some((at, bytes)) => patch(&path, at, &bytes),
+            None => fs::remove_file(path).unwrap(),
+        }
+        let out = check(dir.path(), &[]);
+        assert!(lines(&out)[0].contains(expected), "{:?}", lines(&out));
+        assert!(lines(&out)[1].ends_with(": no faults"), "{:?}", lines(&out));
+        assert_eq!(out.status.code(), Some(0));
+        // And that is what happens.
+        let s = Store::open(dir.path(), false).unwrap().stream("s").unwrap();
+        assert_eq!(s.count(), Ok(10));
+        assert_eq!(s.event(9).unwrap().bytes, b"nine");
+    }
+}
+
+#[test]
+fn any_byte_that_is_wrong_is_found() {
+    let dir = store();
+    let [log, index] = ["s/log", "s/index"].map(|file| dir.path().join(file));
+    for (path, len) in [(&log, 5212), (&index, 16 + 80)] {
+        let right = fs::read(path).unwrap();
+        for (at, &byte) in right[..len].iter().enumerate() {
+            for wrong in [byte ^ 1, byte ^ 0x80, !byte, 0, 0xff] {
+                if wrong == byte {
+                    continue;
+                }
+                patch(path, at as u64, &[wrong]);
+                let (mut faults, mut notes) = (Vec::new(), Vec::new());
+                let store = Store::open(dir.path(), true).unwrap();
+                let mut tell = |finding| match finding {
+                    Finding::Fault { first, last, .. } => faults.push((first, last)),
+                    Finding::Note(note) => notes.push(note),
+                };
+                store.check("s", &mut tell, &mut |_, _| ()).unwrap();
+                if path == &log {
+                    let begins = [0, 21, 41, 61, 78, 99, 5116, 5136, 5158, 5191, 5212];
+                    let event = begins.iter().rposition(|begin| *begin <= at).unwrap() as u64;
+                    assert_eq!(
+                        faults,
+                        [(event, event)],
+                        "byte {at} of the log, now {wrong}"
+                    );
+                } else {
+                    // A count that is too small, or none, is what a crash may leave.
+                    assert_ne!(
+                        (faults.len(), notes.len()),
+                        (0, 0),
+                        "byte {at} of the index"
+                    );
+                    assert!(
+                        at < 16 || faults.len() == 1 || wrong == 0,
+                        "byte {at}: {faults:?}"
+                    );
+                }
+            }
+            patch(path, at as u64, &[byte]);
+        }
+    }
+    assert_eq!(lines(&check(dir.path(), &[])).len(), 1);
+}
+
+#[test]
+fn what_cannot_be_checked_is_exit_status_2() {
+    let dir = store();
+    for (out, expected) in [
+        (
+            check(dir.path(), &["s", "t"]),
+            "\"t\": there is no such stream",
+        ),
+        (
+            check(dir.path(), &["../x"]),
+            "\"../x\": there is no such stream",
+        ),
+        (check(&dir.path().join("s"), &[]), ".smolstore: no store"),
+        (
+            smolstore(["check"]).output().unwrap(),
+            "check needs a STORE",
+        ),
+    ] {
+        assert_eq!(out.status.code(), Some(2));
+        assert!(
+            text(&out.stderr).contains(expected),
+            "{}",
+            text(&out.stderr)
+        );
+    }
+}
+
+#[test]
+fn a_store_in_use_is_checked_and_stays_as_it_is() {
+    let mnt = Mnt::new();
+    let [busy, still] = ["busy", "still"].map(|name| mnt.stream(name));
+    append(still.join("events"), "a\nb\n");
+    let file = |name| fs::read(mnt.store().join("still").join(name)).unwrap();
+    let before = [file("log"), file("index")];
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for writer in 0..2 {
+            let (busy, stop) = (&busy, &stop);
+            scope.spawn(move || {
+                for n in 0.. {
+                    append(
+                        busy.join("events"),
+                        format!("{writer} {n}\n").repeat(1 + n % 40),
+                    );
+                    if stop.load(Relaxed) {
+                        break;
+                    }
+                }
+            });
+        }
+        let checks: Vec<Output> = (0..20).map(|_| check(mnt.store(), &[])).collect();
+        stop.store(true, Relaxed);
+        for out in checks {
+            assert_eq!(ok(&out).lines().count(), 1, "{}", text(&out.stdout));
+        }
+    });
+    assert_eq!([file("log"), file("index")], before);
+    let events = count(&busy) + 2;
+    assert!(ok(&check(mnt.store(), &[])).starts_with(&format!("2 streams, {events} events, ")));
+}
+
+#[test]
+fn memory_is_bounded_and_a_terminal_sees_progress() {
+    let dir = TempDir::new().unwrap();
+    let store = Store::open(dir.path(), false).unwrap();
+    store.create("large", 0o755).unwrap();
+    let large = store.stream("large").unwrap();
+    let piece = b"a line of forty bytes, and some of them.\n".repeat(6000);
+    for _ in 0..4 {
+        let mut batch = large.batch(Shape::Lines);
+        for _ in 0..250 {
+            batch.push(&piece).unwrap();
+        }
+        large.commit(batch, None).unwrap();
+    }
+    let program = env!("CARGO_BIN_EXE_smolstore");
+    let script = format!(
+        "ulimit -v 60000; script -qec '{program} check {}' /dev/null",
+        dir.path().display()
+    );
+    let out = ok(&crate::harness::sh("bash", &script, dir.path()));
+    assert!(out.contains("\r\x1b[Klarge: "), "{out:?}");
+    assert!(
+        out.contains("1 streams, 6000000 events, 342000000 bytes: no faults"),
+        "{out:?}"
+    );
+}
