@@ -5,6 +5,7 @@
 //! when index and time are known.
 
 use crate::frame::{MAX_EVENT, OVERHEAD};
+use crate::sys::newline;
 
 /// How the bytes of a batch divide into events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,17 +36,6 @@ impl Shape {
             }
         }
     }
-}
-
-/// Where the first newline is. Looks at blocks first, which the compiler turns into SIMD.
-fn newline(bytes: &[u8]) -> Option<usize> {
-    let blocks = bytes.chunks_exact(32);
-    let full = blocks
-        .take_while(|block| !block.iter().fold(false, |any, &b| any | (b == b'\n')))
-        .count()
-        * 32;
-    let found = bytes[full..].iter().position(|&b| b == b'\n')?;
-    Some(full + found)
 }
 
 /// An event is longer than [`MAX_EVENT`].

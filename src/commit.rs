@@ -89,7 +89,11 @@ impl<D: Disk> Stream<D> {
             if !self.idle() {
                 // Those that came meanwhile must not keep this caller from going on.
                 let stream = self.clone();
-                std::thread::spawn(move || stream.lead());
+                let helper = std::thread::Builder::new().spawn(move || stream.lead());
+                if helper.is_err() {
+                    // No more threads: then it must.
+                    self.lead();
+                }
             }
         }
         let lost = |_| self.os("log")(std::io::Error::other("the commit was given up"));
@@ -156,8 +160,9 @@ impl<D: Disk> Stream<D> {
             };
             // A fault there must not keep this thread from those who wait behind.
             let told = catch_unwind(AssertUnwindSafe(|| {
-                drop(job.batch);
                 (job.done)(result);
+                // What it had reserved goes back, which may take its time.
+                drop(job.batch);
             }));
             if told.is_err() {
                 (self.shared.log)("the answer to a commit ended in a fault");

@@ -68,9 +68,12 @@ pub fn encode(out: &mut Vec<u8>, index: u64, time: u64, first: bool, last: bool,
     debug_assert!(payload.len() <= MAX_EVENT && time != 0);
     let mut len = u32::try_from(payload.len()).unwrap_or(LENGTH);
     len |= if first { FIRST } else { 0 } | if last { LAST } else { 0 };
-    out.extend_from_slice(&len.to_le_bytes());
-    out.extend_from_slice(&checksum(index, len, time, payload).to_le_bytes());
-    out.extend_from_slice(&time.to_le_bytes());
+    let mut header = [0; HEADER];
+    header[..4].copy_from_slice(&len.to_le_bytes());
+    header[4..8].copy_from_slice(&checksum(index, len, time, payload).to_le_bytes());
+    header[8..].copy_from_slice(&time.to_le_bytes());
+    out.reserve(HEADER + payload.len() + 1);
+    out.extend_from_slice(&header);
     out.extend_from_slice(payload);
     out.push(b'\n');
 }

@@ -260,24 +260,26 @@ pub(crate) struct Scan<'a, D: Disk> {
 impl<D: Disk> Scan<'_, D> {
     /// The bytes from `at` on, at least `need` of them unless the file ends before.
     pub(crate) fn fill(&mut self, at: u64, need: usize) -> Result<&[u8]> {
-        let skip = usize::try_from(at.wrapping_sub(self.start)).unwrap_or(usize::MAX);
-        if skip
-            .checked_add(need)
-            .is_none_or(|end| end > self.bytes.len())
-        {
-            self.start = at;
-            self.bytes.resize(need.max(self.window).max(4096), 0);
-            let mut read = read_full(&*self.files.disk, &self.files.log, &mut self.bytes, at);
-            if read.is_err() {
-                // One bad sector must not hide its neighbours.
-                self.bytes.truncate(need);
-                read = read_full(&*self.files.disk, &self.files.log, &mut self.bytes, at);
-            }
-            let read = read.inspect_err(|_| self.bytes.clear());
-            self.bytes.truncate(read.map_err(self.files.os("log"))?);
-            return Ok(&self.bytes);
+        let mut skip = usize::try_from(at.wrapping_sub(self.start)).unwrap_or(usize::MAX);
+        if skip.saturating_add(need) > self.bytes.len() {
+            self.read(at, need)?;
+            skip = 0;
         }
         Ok(&self.bytes[skip..])
+    }
+
+    fn read(&mut self, at: u64, need: usize) -> Result<()> {
+        let (disk, log) = (&*self.files.disk, &self.files.log);
+        self.start = at;
+        self.bytes.resize(need.max(self.window).max(4096), 0);
+        let mut read = read_full(disk, log, &mut self.bytes, at);
+        if read.is_err() {
+            // One bad sector must not hide its neighbours.
+            self.bytes.truncate(need);
+            read = read_full(disk, log, &mut self.bytes, at);
+        }
+        self.bytes.truncate(*read.as_ref().unwrap_or(&0));
+        read.map_err(self.files.os("log")).map(drop)
     }
 
     /// The bytes that the frame at `at` takes, as far as its header tells.

@@ -22,7 +22,7 @@ pub fn crc32c(crc: u32, bytes: &[u8]) -> u32 {
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "sse4.2")]
 fn crc32c_sse(crc: u32, bytes: &[u8]) -> u32 {
-    use std::arch::x86_64::{_mm_crc32_u8, _mm_crc32_u64};
+    use std::arch::x86_64::{_mm_crc32_u8, _mm_crc32_u32, _mm_crc32_u64};
     let (words, rest) = bytes.as_chunks::<8>();
     let mut wide = u64::from(!crc);
     for word in words {
@@ -30,6 +30,10 @@ fn crc32c_sse(crc: u32, bytes: &[u8]) -> u32 {
     }
     // The instruction leaves the upper half zero.
     let mut crc = (wide & u64::from(u32::MAX)) as u32;
+    let (halves, rest) = rest.as_chunks::<4>();
+    for half in halves {
+        crc = _mm_crc32_u32(crc, u32::from_le_bytes(*half));
+    }
     for byte in rest {
         crc = _mm_crc32_u8(crc, *byte);
     }
@@ -55,6 +59,14 @@ fn crc32c_table(crc: u32, bytes: &[u8]) -> u32 {
     };
     let step = |crc: u32, byte: &u8| (crc >> 8) ^ TABLE[usize::from(crc as u8 ^ byte)];
     !bytes.iter().fold(!crc, step)
+}
+
+/// Where the first newline is: memchr(3), which libc has for every vector unit there is.
+pub fn newline(bytes: &[u8]) -> Option<usize> {
+    let start = bytes.as_ptr();
+    // SAFETY: it reads the bytes of the slice and no more.
+    let found = unsafe { libc::memchr(start.cast(), i32::from(b'\n'), bytes.len()) };
+    (!found.is_null()).then(|| found as usize - start as usize)
 }
 
 fn check(result: i32) -> io::Result<i32> {
