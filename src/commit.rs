@@ -8,6 +8,7 @@
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, mpsc};
+use std::time::Instant;
 
 use crate::batch::{Shape, Tally};
 use crate::disk::Disk;
@@ -33,6 +34,7 @@ pub type Done = Box<dyn FnOnce(Result<u64>) + Send>;
 pub(crate) struct Job<D: Disk> {
     batch: Batch<D>,
     guard: Option<u64>,
+    begun: Instant,
     done: Done,
 }
 
@@ -110,7 +112,12 @@ impl<D: Disk> Stream<D> {
 
     fn enqueue(&self, batch: Batch<D>, guard: Option<u64>, done: Done) -> bool {
         let mut queue = lock(&self.queue);
-        queue.jobs.push_back(Job { batch, guard, done });
+        queue.jobs.push_back(Job {
+            batch,
+            guard,
+            begun: Instant::now(),
+            done,
+        });
         !std::mem::replace(&mut queue.leading, true)
     }
 
@@ -151,6 +158,7 @@ impl<D: Disk> Stream<D> {
         };
         let outcome = catch_unwind(AssertUnwindSafe(commit));
         let outcome = outcome.unwrap_or_else(|_| Err(self.unknown(&"a fault in smolstore")));
+        let status = &self.shared.status;
         for (i, job) in group.into_iter().enumerate() {
             let result = match &outcome {
                 Ok(places) => places[i].clone().map(|place| place.first),
@@ -158,6 +166,12 @@ impl<D: Disk> Stream<D> {
                 Err(_) if job.guard.is_some_and(|guard| guard < before) => Err(Error::Exists),
                 Err(error) => Err(error.clone()),
             };
+            let (tally, took) = (job.batch.tally, job.begun.elapsed());
+            match &result {
+                Ok(_) if tally.len == 0 => {}
+                Ok(_) => status.batch(tally.all_events(), tally.len, took.as_nanos() as u64),
+                Err(error) => status.refused(*error == Error::Exists),
+            }
             // A fault there must not keep this thread from those who wait behind.
             let told = catch_unwind(AssertUnwindSafe(|| {
                 (job.done)(result);
@@ -257,6 +271,7 @@ impl<D: Disk> Stream<D> {
         };
         index().map_err(|error| self.unknown(&error))?;
         *lock(&self.tip) = Tip { end, ..new };
+        self.shared.status.commit();
         Ok(())
     }
 

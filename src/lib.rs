@@ -9,6 +9,7 @@
 //! | [`index`]   | entries; view offset <-> event                  | files, clock, threads     |
 //! | [`batch`]   | bytes of a writer -> events                     | files, clock, threads     |
 //! | [`recover`] | what was found of a stream -> what to do        | files, clock, threads     |
+//! | [`status`]  | what was done so far, counted                   | files, clock, threads     |
 //! | [`error`]   | one error type, one match to errno              |                           |
 //! | `sys`       | system calls that std lacks; all of `unsafe`    |                           |
 //! | [`disk`]    | the few effects the engine needs, as one trait  | streams                   |
@@ -46,6 +47,7 @@ pub mod open;
 pub mod proc;
 pub mod recover;
 mod spill;
+pub mod status;
 pub mod store;
 pub mod stream;
 #[doc(hidden)]

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, Weak};
 
 use crate::disk::{Disk, Names, Real, is_stream_name};
 use crate::error::{Error, Result};
+use crate::status::Status;
 use crate::stream::{Shared, Stream, lock};
 
 /// What `.smolstore` says.
@@ -130,6 +131,11 @@ impl<D: Disk> Store<D> {
 
     pub(crate) fn log(&self, line: &str) {
         (self.shared.log)(line);
+    }
+
+    /// What was done since it was opened.
+    pub fn status(&self) -> &Status {
+        &self.shared.status
     }
 
     /// The names of the streams, in no order.

@@ -14,6 +14,7 @@ use crate::frame::{self, Found, Frame};
 use crate::index::{self, view_offset};
 use crate::log::{Files, Scan};
 use crate::spill::{Ceiling, PIECE};
+use crate::status::Status;
 
 /// At most this many streams have their files open, beside those in the middle of a request.
 const OPEN: usize = 256;
@@ -31,6 +32,7 @@ pub(crate) struct Shared<D: Disk> {
     pub(crate) read_only: bool,
     pub(crate) log: Box<dyn Fn(&str) + Send + Sync>,
     pub(crate) ceiling: Arc<Ceiling>,
+    pub(crate) status: Status,
     /// Streams that take no appends, by the identity of their log: this outlives any cache.
     pub(crate) stopped: Mutex<HashMap<u64, &'static str>>,
     /// Those with open files; the next to close them is in front.
@@ -46,6 +48,7 @@ impl<D: Disk> Shared<D> {
             read_only,
             log,
             ceiling: Arc::default(),
+            status: Status::default(),
             stopped: Mutex::default(),
             open: Mutex::default(),
             big: Mutex::default(),

@@ -1,0 +1,183 @@
+//! What a store has done since it was opened: counters, and how long commits took; and the text
+//! format of Prometheus (its "Exposition formats", version 0.0.4), in which they are told.
+//!
+//! Knows no file, clock or thread.
+
+use std::fmt::Write;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+/// Four buckets for each power of two nanoseconds: a quantile is right to a quarter.
+const BUCKETS: usize = 4 * 64;
+
+/// Counters that only grow.
+#[derive(Debug)]
+pub struct Status {
+    commits: AtomicU64,
+    batches: AtomicU64,
+    events: AtomicU64,
+    bytes: AtomicU64,
+    lost_guards: AtomicU64,
+    errors: AtomicU64,
+    /// Batches by how long they took.
+    took: [AtomicU64; BUCKETS],
+    longest: AtomicU64,
+}
+
+impl Default for Status {
+    fn default() -> Status {
+        Status {
+            commits: AtomicU64::new(0),
+            batches: AtomicU64::new(0),
+            events: AtomicU64::new(0),
+            bytes: AtomicU64::new(0),
+            lost_guards: AtomicU64::new(0),
+            errors: AtomicU64::new(0),
+            took: [const { AtomicU64::new(0) }; BUCKETS],
+            longest: AtomicU64::new(0),
+        }
+    }
+}
+
+impl Status {
+    /// A commit, which is one sync, was durable.
+    pub fn commit(&self) {
+        self.commits.fetch_add(1, Relaxed);
+    }
+
+    /// A batch of so many events and bytes was acknowledged, so many nanoseconds after it was
+    /// handed in.
+    pub fn batch(&self, events: u64, bytes: u64, nanos: u64) {
+        self.batches.fetch_add(1, Relaxed);
+        self.events.fetch_add(events, Relaxed);
+        self.bytes.fetch_add(bytes, Relaxed);
+        self.took[bucket(nanos)].fetch_add(1, Relaxed);
+        self.longest.fetch_max(nanos, Relaxed);
+    }
+
+    /// A batch was refused, because its guard was lost or because of an error.
+    pub fn refused(&self, guard: bool) {
+        let counter = if guard {
+            &self.lost_guards
+        } else {
+            &self.errors
+        };
+        counter.fetch_add(1, Relaxed);
+    }
+
+    /// Not more than a quarter above the time within which this share of the batches was
+    /// acknowledged, in nanoseconds.
+    fn quantile(&self, share: f64) -> u64 {
+        let took = self.took.each_ref().map(|bucket| bucket.load(Relaxed));
+        let wanted = (share * took.iter().sum::<u64>() as f64).ceil() as u64;
+        let mut seen = 0;
+        let found = took.iter().position(|batches| {
+            seen += batches;
+            seen >= wanted.max(1)
+        });
+        let longest = self.longest.load(Relaxed);
+        found.map_or(0, |bucket| edge(bucket).min(longest))
+    }
+
+    /// All of it as text, and what else there is to tell: name, kind ("counter" or "gauge"), what it
+    /// is, value.
+    pub fn text(&self, more: &[(&str, &str, &str, f64)]) -> String {
+        let counters = [
+            (&self.commits, "commits_total", "Commits, one sync each"),
+            (&self.batches, "batches_total", "Batches committed"),
+            (&self.events, "events_total", "Events committed"),
+            (&self.bytes, "bytes_total", "Bytes of the batches committed"),
+            (
+                &self.lost_guards,
+                "guards_lost_total",
+                "Batches refused with EEXIST",
+            ),
+            (
+                &self.errors,
+                "errors_total",
+                "Batches refused with another error",
+            ),
+        ];
+        let counters = counters
+            .map(|(counter, name, what)| (name, "counter", what, counter.load(Relaxed) as f64));
+        let mut text = String::new();
+        for (name, kind, what, value) in counters.iter().chain(more) {
+            // Writing to a string cannot fail.
+            let _ = write!(
+                text,
+                "# HELP smolstore_{name} {what}.\n# TYPE smolstore_{name} {kind}\nsmolstore_{name} {value}\n"
+            );
+        }
+        let name = "smolstore_commit_seconds";
+        let _ = writeln!(
+            text,
+            "# HELP {name} From a batch's close or fsync to its acknowledgement.\n# TYPE {name} summary"
+        );
+        for (share, nanos) in [
+            ("0.5", self.quantile(0.5)),
+            ("0.99", self.quantile(0.99)),
+            ("1", self.longest.load(Relaxed)),
+        ] {
+            let _ = writeln!(
+                text,
+                "{name}{{quantile=\"{share}\"}} {}",
+                nanos as f64 / 1e9
+            );
+        }
+        text
+    }
+}
+
+/// The bucket of so many nanoseconds: their highest bit, and the two below.
+fn bucket(nanos: u64) -> usize {
+    let nanos = nanos.max(4);
+    let bits = nanos.ilog2();
+    4 * bits as usize + (nanos >> (bits - 2)) as usize % 4
+}
+
+/// The most that a bucket holds.
+fn edge(bucket: usize) -> u64 {
+    let (bits, quarter) = (bucket / 4, bucket as u64 % 4);
+    ((u128::from(quarter + 5) << bits >> 2) - 1).min(u128::from(u64::MAX)) as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn a_bucket_is_right_to_a_quarter(nanos in 4u64..) {
+            let edge = edge(bucket(nanos));
+            prop_assert!(edge >= nanos && edge - nanos <= nanos / 4, "{nanos} {edge}");
+            prop_assert!(edge == u64::MAX || bucket(edge + 1) == bucket(nanos) + 1);
+        }
+    }
+
+    #[test]
+    fn quantiles_are_of_what_was_told() {
+        let status = Status::default();
+        assert_eq!(status.quantile(0.5), 0);
+        for micros in 1..=100 {
+            status.batch(2, 10, micros * 1000);
+        }
+        assert!((50_000..=63_000).contains(&status.quantile(0.5)));
+        assert!((99_000..=100_000).contains(&status.quantile(0.99)));
+        status.refused(true);
+        status.commit();
+        let text = status.text(&[("open_files", "gauge", "Open files", 3.0)]);
+        for line in [
+            "smolstore_commits_total 1",
+            "smolstore_batches_total 100",
+            "smolstore_events_total 200",
+            "smolstore_bytes_total 1000",
+            "smolstore_guards_lost_total 1",
+            "smolstore_errors_total 0",
+            "# TYPE smolstore_open_files gauge",
+            "smolstore_open_files 3",
+            "smolstore_commit_seconds{quantile=\"1\"} 0.0001",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line}: {text}");
+        }
+    }
+}
