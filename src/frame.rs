@@ -124,10 +124,11 @@ pub fn decode(index: u64, bytes: &[u8]) -> Found<'_> {
 }
 
 fn checksum(index: u64, len: u32, time: u64, payload: &[u8]) -> u32 {
+    // In the words it is read in again at once: the processor need not wait for memory.
     let mut head = [0; 20];
     head[..8].copy_from_slice(&index.to_le_bytes());
-    head[8..12].copy_from_slice(&len.to_le_bytes());
-    head[12..].copy_from_slice(&time.to_le_bytes());
+    head[8..16].copy_from_slice(&(time << 32 | u64::from(len)).to_le_bytes());
+    head[16..].copy_from_slice(&((time >> 32) as u32).to_le_bytes());
     crc32c(crc32c(0, &head), payload)
 }
 
