@@ -5,7 +5,7 @@
 //! design, "Who commits on close".
 
 use std::cmp::Ordering;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::batch::Shape;
@@ -67,7 +67,12 @@ struct Writer {
     sealed: bool,
     /// Whose bytes are being committed: an owner for each batch it has some in.
     in_flight: Vec<u64>,
+    /// Guarded commits that wait for the one before, which says what they are promised.
+    held: VecDeque<Submit>,
 }
+
+/// Hands a batch to the stream, with its guard.
+type Submit = Box<dyn FnOnce(&Open, Option<u64>) + Send>;
 
 impl Writer {
     /// Gives up the batch; its owners are to be told.
@@ -307,7 +312,7 @@ impl Open {
 
     fn gather(&self, writer: &mut Writer, owner: u64, offset: u64, bytes: &[u8]) -> Result<()> {
         let one = self.shape() == Shape::One;
-        if writer.sealed {
+        if writer.sealed || (one && !writer.in_flight.is_empty()) {
             return Err(Error::Invalid);
         }
         let end = writer.taken + bytes.len() as u64;
@@ -359,12 +364,11 @@ impl Open {
     pub fn sync(self: &Arc<Self>, answer: Answer<()>) {
         let mut writer = lock(&self.writer);
         // Who asks is not said. When only one has written it is that one.
-        let only = (writer.owners.len() == 1).then_some(writer.last);
+        let mut owners = writer.owners.keys().copied();
+        let only = owners.next().filter(|_| owners.next().is_none());
         let taken = match writer.failed.clone() {
             Some(error) => {
-                if only.is_some() {
-                    writer.owners.clear();
-                }
+                only.map(|only| writer.owners.remove(&only));
                 writer.fail(&error);
                 Err(error)
             }
@@ -405,9 +409,17 @@ impl Open {
                 open.waiters.wake(&open.stream, false);
             }
         };
-        let guard = writer.guard.filter(|_| events > 0);
-        drop(writer);
-        self.stream.submit(batch, guard, Box::new(finish));
+        let submit = move |open: &Open, guard: Option<u64>| {
+            let guard = guard.filter(|_| events > 0);
+            open.stream.submit(batch, guard, Box::new(finish));
+        };
+        if busy && writer.guard.is_some() {
+            writer.held.push_back(Box::new(submit));
+        } else {
+            let guard = writer.guard;
+            drop(writer);
+            submit(self, guard);
+        }
     }
 
     /// A commit of so many events has ended; `riders` and `told` had bytes in it.
@@ -429,6 +441,11 @@ impl Open {
                 writer.fail(error);
             }
             _ => {}
+        }
+        let (next, guard) = (writer.held.pop_front(), writer.guard);
+        drop(writer);
+        if let Some(submit) = next {
+            submit(self, guard);
         }
     }
 }
