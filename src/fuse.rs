@@ -9,7 +9,7 @@ use std::ffi::OsStr;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 use fuser::{
     BsdFileFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation,
@@ -19,76 +19,104 @@ use fuser::{
 };
 
 use crate::error::{Error, Result};
-use crate::tree::{Attr, Change, Found, Kind, Tree};
-use crate::{proc, sys};
+use crate::open::{Answer, Open};
+use crate::proc;
+use crate::tree::{Attr, Node, Tree, Type};
 
 /// The longest write that arrives in one piece: 256 KiB times the threads is what their buffers
 /// may take.
 const MAX_WRITE: u32 = 256 << 10;
-/// How long the kernel may believe a name or mode that another mount may change.
-const SHORT: Duration = Duration::from_secs(1);
-/// How long it may believe names that stay as long as their stream.
-const LONG: Duration = Duration::from_secs(24 * 3600);
 
 /// The file system that fuser serves.
-pub struct Fuse(Arc<Tree>, Box<dyn Fn() + Send + Sync>);
+pub struct Fuse(pub Arc<Tree>);
 
 impl Fuse {
-    /// Serves `tree`; calls `ended` when the mount is gone, whoever unmounted it.
-    pub fn new(tree: Arc<Tree>, ended: Box<dyn Fn() + Send + Sync>) -> Fuse {
-        Fuse(tree, ended)
+    /// Runs a request and replies to it. A fault in it is an error like any other, and its user's
+    /// alone.
+    fn run<P: Reply, R>(
+        &self,
+        reply: P,
+        request: impl FnOnce(&Tree) -> Result<R>,
+        ok: impl FnOnce(P, R),
+    ) {
+        let result = catch_unwind(AssertUnwindSafe(|| request(&self.0)));
+        answer(&self.0, reply, result.unwrap_or(Err(Error::Fault)), ok);
     }
 
-    /// Runs a request. A fault in it is an error like any other, and its user's alone.
-    fn run<R>(&self, request: impl FnOnce(&Tree) -> Result<R>) -> std::result::Result<R, Errno> {
-        catch_unwind(AssertUnwindSafe(|| request(&self.0)))
-            .unwrap_or_else(|_| Err(Error::Fault))
-            .map_err(|error| errno(&self.0, &error))
-    }
-
-    /// Runs a request whose reply is sent from wherever it ends. A fault drops the reply, which
-    /// fuser then answers with EIO.
-    fn start(&self, request: impl FnOnce(&Arc<Tree>)) {
-        if catch_unwind(AssertUnwindSafe(|| request(&self.0))).is_err() {
+    /// Hands a request to an open file, which replies to it from wherever it ends. A fault drops
+    /// the reply, which fuser then answers with EIO.
+    fn hand_over<P: Reply, R>(
+        &self,
+        handle: FileHandle,
+        reply: P,
+        request: impl FnOnce(Arc<Open>, Answer<R>),
+        ok: impl FnOnce(P, R) + Send + 'static,
+    ) {
+        let tree = self.0.clone();
+        let answer = move |result| answer(&tree, reply, result, ok);
+        let run = || match self.0.file(handle.0) {
+            Ok(file) => request(file, Box::new(answer)),
+            Err(error) => answer(Err(error)),
+        };
+        if catch_unwind(AssertUnwindSafe(run)).is_err() {
             self.0.log("a request ended in a fault");
         }
     }
 }
 
-/// The answer to an error. What is the store's fault is for the operator to know.
-fn errno(tree: &Tree, error: &Error) -> Errno {
-    let errno = error.errno();
-    if errno == libc::EIO {
-        tree.log(&error.to_string());
+/// Replies. What is the store's fault is for the operator to know.
+fn answer<P: Reply, R>(tree: &Tree, reply: P, result: Result<R>, ok: impl FnOnce(P, R)) {
+    match result {
+        Ok(value) => ok(reply, value),
+        Err(error) => {
+            let errno = error.errno();
+            if errno == libc::EIO {
+                tree.log(&error.to_string());
+            }
+            reply.refuse(Errno::from_i32(errno));
+        }
     }
-    Errno::from_i32(errno)
 }
 
-fn time(nanos: u64) -> SystemTime {
-    UNIX_EPOCH + Duration::from_nanos(nanos)
+/// What all of fuser's replies have in common.
+trait Reply: Send + 'static {
+    fn refuse(self, errno: Errno);
 }
 
-fn file_type(kind: Kind) -> FileType {
-    match kind {
-        Kind::Directory => FileType::Directory,
-        Kind::File => FileType::RegularFile,
-        Kind::Link => FileType::Symlink,
+macro_rules! replies {
+    ($($reply:ident)*) => {
+        $(impl Reply for $reply {
+            fn refuse(self, errno: Errno) {
+                self.error(errno);
+            }
+        })*
+    };
+}
+
+replies!(ReplyAttr ReplyCreate ReplyData ReplyDirectory ReplyEmpty ReplyEntry ReplyOpen ReplyPoll);
+replies!(ReplyStatfs ReplyWrite);
+
+fn file_type(node: Node) -> FileType {
+    match node.file_type() {
+        Type::Directory => FileType::Directory,
+        Type::File => FileType::RegularFile,
+        Type::Link => FileType::Symlink,
     }
 }
 
 fn file_attr(attr: &Attr) -> FileAttr {
-    let time = time(attr.time);
+    let kind = file_type(attr.node);
     FileAttr {
-        ino: INodeNo(attr.number),
+        ino: INodeNo(attr.node.number()),
         size: attr.size,
         blocks: attr.size.div_ceil(512),
-        atime: time,
-        mtime: time,
-        ctime: time,
-        crtime: time,
-        kind: file_type(attr.kind),
-        perm: u16::try_from(attr.mode).unwrap_or(0),
-        nlink: if attr.kind == Kind::Directory { 2 } else { 1 },
+        atime: attr.time,
+        mtime: attr.time,
+        ctime: attr.time,
+        crtime: attr.time,
+        kind,
+        perm: attr.mode as u16,
+        nlink: if kind == FileType::Directory { 2 } else { 1 },
         uid: attr.uid,
         gid: attr.gid,
         rdev: 0,
@@ -97,24 +125,24 @@ fn file_attr(attr: &Attr) -> FileAttr {
     }
 }
 
-fn attr_ttl(attr: &Attr) -> Duration {
-    if attr.steady { SHORT } else { Duration::ZERO }
+// What a request is told that succeeded.
+
+fn empty(reply: ReplyEmpty, (): ()) {
+    reply.ok();
 }
 
-fn entry(reply: ReplyEntry, (attr, steady): &Found) {
-    let names = match (steady, attr.kind) {
-        (true, _) => LONG,
-        (false, Kind::Directory) => SHORT,
-        (false, _) => Duration::ZERO,
-    };
-    reply.entry_with_ttls(&attr_ttl(attr), &names, &file_attr(attr), Generation(0));
+fn attr(reply: ReplyAttr, attr: Attr) {
+    reply.attr(&attr.node.lifetimes().1, &file_attr(&attr));
 }
 
-fn empty(reply: ReplyEmpty, result: std::result::Result<(), Errno>) {
-    match result {
-        Ok(()) => reply.ok(),
-        Err(errno) => reply.error(errno),
-    }
+fn entry(reply: ReplyEntry, attr: Attr) {
+    let (name, attributes) = attr.node.lifetimes();
+    reply.entry_with_ttls(&attributes, &name, &file_attr(&attr), Generation(0));
+}
+
+fn opened(reply: ReplyOpen, handle: u64) {
+    // Of a directory the kernel ignores it.
+    reply.opened(FileHandle(handle), FopenFlags::FOPEN_DIRECT_IO);
 }
 
 impl Filesystem for Fuse {
@@ -132,15 +160,8 @@ impl Filesystem for Fuse {
         Ok(())
     }
 
-    fn destroy(&mut self) {
-        (self.1)();
-    }
-
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        match self.run(|tree| tree.lookup(parent.0, name)) {
-            Ok(found) => entry(reply, &found),
-            Err(errno) => reply.error(errno),
-        }
+        self.run(reply, |tree| tree.lookup(parent.0, name), entry);
     }
 
     fn forget(&self, _: &Request, node: INodeNo, lookups: u64) {
@@ -148,10 +169,7 @@ impl Filesystem for Fuse {
     }
 
     fn getattr(&self, _: &Request, node: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        match self.run(|tree| tree.attr(node.0)) {
-            Ok(attr) => reply.attr(&attr_ttl(&attr), &file_attr(&attr)),
-            Err(errno) => reply.error(errno),
-        }
+        self.run(reply, |tree| tree.attr(node.0), attr);
     }
 
     fn setattr(
@@ -172,23 +190,16 @@ impl Filesystem for Fuse {
         _: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        let change = Change {
-            mode,
-            uid,
-            gid,
-            size,
-        };
-        match self.run(|tree| tree.change(node.0, change)) {
-            Ok(attr) => reply.attr(&attr_ttl(&attr), &file_attr(&attr)),
-            Err(errno) => reply.error(errno),
-        }
+        self.run(
+            reply,
+            |tree| tree.change(node.0, mode, uid, gid, size),
+            attr,
+        );
     }
 
     fn readlink(&self, _: &Request, node: INodeNo, reply: ReplyData) {
-        match self.run(|tree| tree.readlink(node.0)) {
-            Ok(target) => reply.data(target.as_bytes()),
-            Err(errno) => reply.error(errno),
-        }
+        let ok = |reply: ReplyData, target: String| reply.data(target.as_bytes());
+        self.run(reply, |tree| tree.readlink(node.0), ok);
     }
 
     fn mknod(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, _: u32, _: u32, reply: ReplyEntry) {
@@ -206,10 +217,7 @@ impl Filesystem for Fuse {
     ) {
         let owner = (request.uid(), request.gid());
         let mode = mode & !umask & 0o7777;
-        match self.run(|tree| tree.mkdir(parent.0, name, mode, owner)) {
-            Ok(found) => entry(reply, &found),
-            Err(errno) => reply.error(errno),
-        }
+        self.run(reply, |tree| tree.mkdir(parent.0, name, mode, owner), entry);
     }
 
     fn unlink(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
@@ -217,7 +225,7 @@ impl Filesystem for Fuse {
     }
 
     fn rmdir(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        empty(reply, self.run(|tree| tree.rmdir(parent.0, name)));
+        self.run(reply, |tree| tree.rmdir(parent.0, name), empty);
     }
 
     fn rename(
@@ -234,17 +242,12 @@ impl Filesystem for Fuse {
             return reply.error(Errno::EINVAL);
         }
         let (from, to) = ((parent.0, name), (newparent.0, newname));
-        empty(
-            reply,
-            self.run(|tree| tree.rename(from, to, flags.is_empty())),
-        );
+        let replace = flags.is_empty();
+        self.run(reply, |tree| tree.rename(from, to, replace), empty);
     }
 
     fn open(&self, _: &Request, node: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        match self.run(|tree| tree.open(node.0, flags.0)) {
-            Ok(handle) => reply.opened(FileHandle(handle), FopenFlags::FOPEN_DIRECT_IO),
-            Err(errno) => reply.error(errno),
-        }
+        self.run(reply, |tree| tree.open(node.0, flags.0), opened);
     }
 
     fn create(
@@ -257,16 +260,15 @@ impl Filesystem for Fuse {
         flags: i32,
         reply: ReplyCreate,
     ) {
-        match self.run(|tree| tree.create(parent.0, name, flags)) {
-            Ok(((attr, _), handle)) => reply.created(
-                &Duration::ZERO,
-                &file_attr(&attr),
-                Generation(0),
-                FileHandle(handle),
-                FopenFlags::FOPEN_DIRECT_IO,
-            ),
-            Err(errno) => reply.error(errno),
-        }
+        self.run(
+            reply,
+            |tree| tree.create(parent.0, name, flags),
+            |reply, (attr, handle)| {
+                let (attr, handle) = (file_attr(&attr), FileHandle(handle));
+                let direct = FopenFlags::FOPEN_DIRECT_IO;
+                reply.created(&Duration::ZERO, &attr, Generation(0), handle, direct);
+            },
+        );
     }
 
     fn read(
@@ -285,18 +287,13 @@ impl Filesystem for Fuse {
         if owner.is_none() && Tree::follows(node.0) {
             return reply.error(Errno::EINVAL);
         }
-        self.start(|tree| {
-            let answering = tree.clone();
-            let answer = move |result: Result<Vec<u8>>| match result {
-                Ok(bytes) => reply.data(&bytes),
-                Err(error) => reply.error(errno(&answering, &error)),
-            };
-            let wait = (flags.0 & libc::O_NONBLOCK == 0).then_some(request.pid());
-            match tree.file(handle.0) {
-                Ok(file) => file.read_on(offset, size as usize, wait, Box::new(answer)),
-                Err(error) => answer(Err(error)),
-            }
-        });
+        let wait = (flags.0 & libc::O_NONBLOCK == 0).then_some(request.pid());
+        self.hand_over(
+            handle,
+            reply,
+            |file, answer| file.read_on(offset, size as usize, wait, answer),
+            |reply, bytes: Vec<u8>| reply.data(&bytes),
+        );
     }
 
     fn poll(
@@ -309,19 +306,18 @@ impl Filesystem for Fuse {
         flags: PollFlags,
         reply: ReplyPoll,
     ) {
-        let notify = || -> Box<dyn FnOnce() + Send> {
-            // Who no longer polls is told nothing.
-            Box::new(|| drop(notifier.notify()))
-        };
         let later = flags.contains(PollFlags::FUSE_POLL_SCHEDULE_NOTIFY);
-        match self.run(|tree| tree.file(handle.0)?.poll(later.then(notify))) {
-            Ok(ready) => {
+        // Who no longer polls is told nothing.
+        let notify = later.then_some(|| drop(notifier.notify()));
+        self.run(
+            reply,
+            |tree| tree.file(handle.0)?.poll(notify),
+            |reply, ready| {
                 let write = PollEvents::POLLOUT | PollEvents::POLLWRNORM;
                 let read = PollEvents::POLLIN | PollEvents::POLLRDNORM;
                 reply.poll(if ready { read | write } else { write });
-            }
-            Err(errno) => reply.error(errno),
-        }
+            },
+        );
     }
 
     fn write(
@@ -340,20 +336,15 @@ impl Filesystem for Fuse {
             // A page of a shared mapping: not an append.
             return reply.error(Errno::EPERM);
         }
-        self.start(|tree| {
-            // A request holds no more than MAX_WRITE.
-            let len = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
-            let answering = tree.clone();
-            let done = move |result| match result {
-                Ok(()) => reply.written(len),
-                Err(error) => reply.error(errno(&answering, &error)),
-            };
-            let owner = owner.map_or(0, |owner| owner.0);
-            match tree.file(handle.0) {
-                Ok(file) => file.write(owner, offset, bytes, Box::new(done)),
-                Err(error) => done(Err(error)),
-            }
-        });
+        // A request holds no more than MAX_WRITE.
+        let len = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+        let owner = owner.map_or(0, |owner| owner.0);
+        self.hand_over(
+            handle,
+            reply,
+            |file, answer| file.write(owner, offset, bytes, answer),
+            move |reply, ()| reply.written(len),
+        );
     }
 
     fn flush(
@@ -364,30 +355,13 @@ impl Filesystem for Fuse {
         owner: LockOwner,
         reply: ReplyEmpty,
     ) {
-        self.start(|tree| {
-            let answering = tree.clone();
-            let done = move |result: Result<()>| {
-                empty(reply, result.map_err(|error| errno(&answering, &error)));
-            };
-            let ending = || proc::ending(request.pid());
-            match tree.file(handle.0) {
-                Ok(file) => file.flush(owner.0, ending, Box::new(done)),
-                Err(error) => done(Err(error)),
-            }
-        });
+        let ending = || proc::ending(request.pid());
+        let flush = |file: Arc<Open>, answer| file.flush(owner.0, ending, answer);
+        self.hand_over(handle, reply, flush, empty);
     }
 
     fn fsync(&self, _: &Request, _: INodeNo, handle: FileHandle, _: bool, reply: ReplyEmpty) {
-        self.start(|tree| {
-            let answering = tree.clone();
-            let done = move |result: Result<()>| {
-                empty(reply, result.map_err(|error| errno(&answering, &error)));
-            };
-            match tree.file(handle.0) {
-                Ok(file) => file.sync(Box::new(done)),
-                Err(error) => done(Err(error)),
-            }
-        });
+        self.hand_over(handle, reply, |file, answer| file.sync(answer), empty);
     }
 
     fn release(
@@ -400,15 +374,11 @@ impl Filesystem for Fuse {
         _: bool,
         reply: ReplyEmpty,
     ) {
-        self.start(|tree| tree.release(handle.0));
-        reply.ok();
+        self.run(reply, |tree| tree.release(handle.0), empty);
     }
 
     fn opendir(&self, _: &Request, node: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        match self.run(|tree| tree.opendir(node.0)) {
-            Ok(handle) => reply.opened(FileHandle(handle), FopenFlags::empty()),
-            Err(errno) => reply.error(errno),
-        }
+        self.run(reply, |tree| tree.opendir(node.0), opened);
     }
 
     fn readdir(
@@ -417,17 +387,21 @@ impl Filesystem for Fuse {
         _: INodeNo,
         handle: FileHandle,
         offset: u64,
-        mut reply: ReplyDirectory,
+        reply: ReplyDirectory,
     ) {
-        let listed = self.run(|tree| {
-            tree.readdir(handle.0, offset, |offset, number, kind, name| {
-                reply.add(INodeNo(number), offset, file_type(kind), name)
-            })
-        });
-        match listed {
-            Ok(()) => reply.ok(),
-            Err(errno) => reply.error(errno),
-        }
+        self.run(
+            reply,
+            |tree| tree.entries(handle.0, offset == 0),
+            |mut reply, entries| {
+                let behind = usize::try_from(offset).unwrap_or(usize::MAX);
+                for (next, (node, name)) in (1..).zip(&*entries).skip(behind) {
+                    if reply.add(INodeNo(node.number()), next, file_type(*node), name) {
+                        break;
+                    }
+                }
+                reply.ok();
+            },
+        );
     }
 
     fn releasedir(
@@ -438,18 +412,16 @@ impl Filesystem for Fuse {
         _: OpenFlags,
         reply: ReplyEmpty,
     ) {
-        self.0.release(handle.0);
-        reply.ok();
+        self.run(reply, |tree| tree.release(handle.0), empty);
     }
 
     fn fsyncdir(&self, _: &Request, node: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
-        empty(reply, self.run(|tree| tree.sync_names(node.0)));
+        self.run(reply, |tree| tree.sync_names(node.0), empty);
     }
 
     fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
-        let root = self.0.root();
-        match self.run(|_| sys::statvfs(root).map_err(Error::os(root.display()))) {
-            Ok(stat) => reply.statfs(
+        self.run(reply, Tree::space, |reply, stat| {
+            reply.statfs(
                 stat.f_blocks,
                 stat.f_bfree,
                 stat.f_bavail,
@@ -458,8 +430,7 @@ impl Filesystem for Fuse {
                 u32::try_from(stat.f_bsize).unwrap_or(4096),
                 u32::try_from(stat.f_namemax).unwrap_or(255),
                 u32::try_from(stat.f_frsize).unwrap_or(4096),
-            ),
-            Err(errno) => reply.error(errno),
-        }
+            );
+        });
     }
 }

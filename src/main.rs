@@ -1,21 +1,21 @@
 //! The command: arguments, wiring, signals, exit code.
 
-use std::fs;
-use std::io::{self, IsTerminal, Read, Write};
-use std::os::fd::OwnedFd;
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io::{self, IsTerminal, PipeWriter, Read, Write};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio, exit};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use fuser::{Config, MountOption, Session, SessionACL};
 use smolstore::check::Finding;
 use smolstore::fuse::Fuse;
 use smolstore::tree::Tree;
-use smolstore::wait::LOOKS_A_SECOND;
+use smolstore::wait::{LOOKS_A_SECOND, Waiters};
 use smolstore::{Error, Store, proc, sys};
 
 const HELP: &str = "\
@@ -44,13 +44,14 @@ prints a line for each fault. Exit status: 0 healthy, 1 faults found, 2 it could
 const THREADS: usize = 64;
 
 /// What the command line asks for.
+#[derive(Default)]
 struct Arguments {
     store: PathBuf,
     mount_point: PathBuf,
     foreground: bool,
     read_only: bool,
     allow_other: bool,
-    options: Vec<MountOption>,
+    flags: BTreeMap<&'static str, MountOption>,
 }
 
 enum Parsed {
@@ -58,118 +59,73 @@ enum Parsed {
     Print(String),
 }
 
-fn parse(arguments: impl Iterator<Item = std::ffi::OsString>) -> Result<Parsed, String> {
+/// The flags of a mount.
+const FLAGS: [(&str, MountOption); 8] = [
+    ("dev", MountOption::Dev),
+    ("nodev", MountOption::NoDev),
+    ("suid", MountOption::Suid),
+    ("nosuid", MountOption::NoSuid),
+    ("exec", MountOption::Exec),
+    ("noexec", MountOption::NoExec),
+    ("atime", MountOption::Atime),
+    ("noatime", MountOption::NoAtime),
+];
+/// Options for mount(8), systemd and others; or what we do in any case.
+const IGNORED: &str = "\
+    defaults auto noauto nofail _netdev user nouser users nousers owner group relatime norelatime \
+    strictatime nostrictatime lazytime nolazytime diratime nodiratime sync async dirsync silent \
+    loud default_permissions";
+
+fn parse(mut arguments: impl Iterator<Item = OsString>) -> Result<Parsed, String> {
+    let mut parsed = Arguments::default();
     let mut paths = Vec::new();
-    let (mut foreground, mut literal) = (false, false);
-    let mut given = Vec::new();
-    let mut arguments = arguments;
     while let Some(argument) = arguments.next() {
-        match argument.to_str() {
-            Some(option) if !literal && option.len() > 1 && option.starts_with('-') => match option
-            {
-                "-h" | "--help" => return Ok(Parsed::Print(HELP.into())),
-                "-V" | "--version" => {
-                    let version = env!("CARGO_PKG_VERSION");
-                    return Ok(Parsed::Print(format!("smolstore {version}\n")));
+        match argument.to_str().unwrap_or_default() {
+            "-h" | "--help" => return Ok(Parsed::Print(HELP.into())),
+            "-V" | "--version" => {
+                let version = env!("CARGO_PKG_VERSION");
+                return Ok(Parsed::Print(format!("smolstore {version}\n")));
+            }
+            "-f" => parsed.foreground = true,
+            "--" => paths.extend(arguments.by_ref().map(PathBuf::from)),
+            option if option.starts_with("-o") => {
+                let mut options = option[2..].to_string();
+                if options.is_empty() {
+                    let next = arguments.next().ok_or("-o needs an option")?;
+                    options = next.to_string_lossy().into_owned();
                 }
-                "-f" => foreground = true,
-                "--" => literal = true,
-                "-o" => {
-                    let options = arguments.next().ok_or("-o needs an option")?;
-                    given.push(options.to_string_lossy().into_owned());
-                }
-                option => match option.strip_prefix("-o") {
-                    Some(options) => given.push(options.into()),
-                    None => return Err(format!("unknown option {option}")),
-                },
-            },
-            _ => paths.push(PathBuf::from(argument)),
+                options
+                    .split(',')
+                    .try_for_each(|option| parsed.option(option))?;
+            }
+            option if option.len() > 1 && option.starts_with('-') => {
+                return Err(format!("unknown option {option}"));
+            }
+            _ => paths.push(argument.into()),
         }
     }
-    let [store, mount_point] = <[PathBuf; 2]>::try_from(paths)
+    [parsed.store, parsed.mount_point] = <[PathBuf; 2]>::try_from(paths)
         .map_err(|_| "a STORE and a MOUNTPOINT are needed, and no more")?;
-    let mut arguments = Arguments {
-        store,
-        mount_point,
-        foreground,
-        read_only: false,
-        allow_other: false,
-        options: Vec::new(),
-    };
-    for option in given.iter().flat_map(|options| options.split(',')) {
-        arguments.option(option)?;
-    }
-    Ok(Parsed::Mount(arguments))
+    Ok(Parsed::Mount(parsed))
 }
 
 impl Arguments {
     fn option(&mut self, option: &str) -> Result<(), String> {
-        let kernel = match option {
-            "ro" => {
-                self.read_only = true;
-                return Ok(());
-            }
-            "rw" => {
-                self.read_only = false;
-                return Ok(());
-            }
-            "allow_other" => {
-                self.allow_other = true;
-                return Ok(());
-            }
-            "dev" => MountOption::Dev,
-            "nodev" => MountOption::NoDev,
-            "suid" => MountOption::Suid,
-            "nosuid" => MountOption::NoSuid,
-            "exec" => MountOption::Exec,
-            "noexec" => MountOption::NoExec,
-            "atime" => MountOption::Atime,
-            "noatime" => MountOption::NoAtime,
-            // For mount(8), systemd and others; or what we do in any case.
-            ""
-            | "defaults"
-            | "auto"
-            | "noauto"
-            | "nofail"
-            | "_netdev"
-            | "user"
-            | "nouser"
-            | "users"
-            | "nousers"
-            | "owner"
-            | "group"
-            | "relatime"
-            | "norelatime"
-            | "strictatime"
-            | "nostrictatime"
-            | "lazytime"
-            | "nolazytime"
-            | "diratime"
-            | "nodiratime"
-            | "sync"
-            | "async"
-            | "dirsync"
-            | "silent"
-            | "loud"
-            | "default_permissions" => return Ok(()),
-            other if other.starts_with("x-") || other.starts_with("comment=") => return Ok(()),
+        if let Some((name, flag)) = FLAGS.iter().find(|(name, _)| *name == option) {
+            // Of opposites the last one holds, as for mount(8).
+            self.flags
+                .insert(name.trim_start_matches("no"), flag.clone());
+            return Ok(());
+        }
+        match option {
+            "ro" => self.read_only = true,
+            "rw" => self.read_only = false,
+            "allow_other" => self.allow_other = true,
             "remount" => return Err("remount is not possible: unmount and mount again".into()),
-            other => return Err(format!("unknown mount option {other}")),
-        };
-        // Of opposites the last one holds, as for mount(8).
-        let opposite = match kernel {
-            MountOption::Dev => MountOption::NoDev,
-            MountOption::NoDev => MountOption::Dev,
-            MountOption::Suid => MountOption::NoSuid,
-            MountOption::NoSuid => MountOption::Suid,
-            MountOption::Exec => MountOption::NoExec,
-            MountOption::NoExec => MountOption::Exec,
-            MountOption::Atime => MountOption::NoAtime,
-            _ => MountOption::Atime,
-        };
-        self.options
-            .retain(|given| *given != opposite && *given != kernel);
-        self.options.push(kernel);
+            _ if option.is_empty() || IGNORED.split(' ').any(|ignored| ignored == option) => {}
+            _ if option.starts_with("x-") || option.starts_with("comment=") => {}
+            _ => return Err(format!("unknown mount option {option}")),
+        }
         Ok(())
     }
 }
@@ -194,18 +150,15 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    let started = if arguments.foreground {
-        mount(&arguments, None)
-    } else {
-        in_background(&arguments)
+    let started = match arguments.foreground {
+        true => mount(&arguments, None),
+        false => in_background(&arguments),
     };
-    match started {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(message) => {
-            eprintln!("smolstore: {message}");
-            ExitCode::FAILURE
-        }
+    if let Err(message) = started {
+        eprintln!("smolstore: {message}");
+        return ExitCode::FAILURE;
     }
+    ExitCode::SUCCESS
 }
 
 /// Leaves a child to serve the mount; returns when it does.
@@ -214,160 +167,144 @@ fn in_background(arguments: &Arguments) -> Result<(), String> {
     match sys::fork().map_err(|error| format!("cannot start in the background: {error}"))? {
         None => {
             drop(serves);
-            mount(arguments, Some(report.into()))
+            mount(arguments, Some(report))
         }
         Some(_) => {
             drop(report);
-            let mut word = Vec::new();
-            match serves.read_to_end(&mut word) {
-                Ok(_) if !word.is_empty() => Ok(()),
-                // The child has said why.
-                _ => exit(1),
-            }
+            // A child that could not has said why.
+            serves.read_exact(&mut [0]).or_else(|_| exit(1))
         }
     }
 }
 
 /// Mounts, tells `report`, and serves until a signal or an unmount.
-fn mount(arguments: &Arguments, report: Option<OwnedFd>) -> Result<(), String> {
+fn mount(arguments: &Arguments, report: Option<PipeWriter>) -> Result<(), String> {
     let signals = sys::Signals::block().map_err(|error| format!("signals: {error}"))?;
     sys::set_limits();
     let (store_path, mount_point) = check_paths(arguments)?;
+    let mount_error = at(&mount_point);
 
     let to_stderr = arguments.foreground;
-    std::panic::set_hook(Box::new(move |fault| {
-        log_line(to_stderr, &fault.to_string());
-    }));
     let log = move |line: &str| log_line(to_stderr, line);
+    std::panic::set_hook(Box::new(move |fault| log(&fault.to_string())));
     let store = Store::with_log(&store_path, arguments.read_only, Box::new(log))
         .map_err(|error| error.to_string())?;
-
-    let (user, _) = sys::user();
-    let private = (!arguments.allow_other).then_some(user);
+    let private = (!arguments.allow_other).then_some(sys::user().0);
     let tree = Arc::new(Tree::new(store, store_path.clone(), private));
-    let mut config = Config::default();
-    config.n_threads = Some(THREADS);
-    // fuser's own filter would let others write to a file they were handed, and then not commit.
-    // Root may have all requests come in; the mode of the tree's root keeps others out.
-    config.acl = if arguments.allow_other || user == 0 {
-        SessionACL::All
-    } else {
-        SessionACL::Owner
-    };
-    config.mount_options = vec![
-        MountOption::FSName(store_path.display().to_string()),
-        // fuser leaves Subtype out of a direct mount.
-        MountOption::CUSTOM("subtype=smolstore".into()),
-        MountOption::DefaultPermissions,
-    ];
-    config.mount_options.extend(arguments.options.clone());
-    if arguments.read_only {
-        config.mount_options.push(MountOption::RO);
-    }
-    // Unmounted by somebody else. Not by way of fuser's destructors: they unmount what others have
+    let session = Session::new(
+        Fuse(tree.clone()),
+        &mount_point,
+        &config(arguments, &store_path),
+    )
+    .and_then(Session::spawn)
+    .map_err(|error| explain(&mount_point, &error))?;
+    // Unmounted by somebody else. The rest of the session is kept: it would unmount what others have
     // mounted at the same place since.
-    let serving = Arc::new(AtomicBool::new(false));
-    let served = serving.clone();
-    let ended = move || {
-        if served.load(Relaxed) {
-            exit(0);
-        }
-    };
-    let fuse = Fuse::new(tree.clone(), Box::new(ended));
-    let session =
-        Session::new(fuse, &mount_point, &config).map_err(|error| explain(&mount_point, &error))?;
-    serving.store(true, Relaxed);
-    std::thread::spawn(move || session.run());
-    // Answered by the threads just started.
-    let device = fs::metadata(&mount_point)
-        .map_err(|error| format!("{}: {error}", mount_point.display()))?
-        .dev();
-    let waiting = tree.clone();
+    let serving = session.guard;
     std::thread::spawn(move || {
-        let mut was_mounted = true;
-        for look in 0u32.. {
-            std::thread::sleep(Duration::from_secs(1) / LOOKS_A_SECOND);
-            waiting.waiters().look(proc::interrupted);
-            // Who waits keeps a mount alive that was detached lazily.
-            if look % LOOKS_A_SECOND == 0 {
-                let is_mounted = mounted(device);
-                if was_mounted && !is_mounted {
-                    waiting.waiters().end();
-                }
-                was_mounted = is_mounted;
-            }
-        }
+        let _ = serving.join();
+        exit(0);
     });
-    if let Some(report) = report {
+    // Answered by the threads just started.
+    let device = fs::metadata(&mount_point).map_err(mount_error)?.dev();
+    let waiting = tree.clone();
+    std::thread::spawn(move || look_after(waiting.waiters(), device));
+    if let Some(mut report) = report {
         sys::detach().map_err(|error| format!("cannot leave the terminal: {error}"))?;
         // The parent may be gone; the mount is there all the same.
-        let _ = fs::File::from(report).write_all(b"serving");
+        let _ = report.write_all(&[0]);
     }
     signals.wait();
     tree.waiters().end();
     if let Err(error) = unmount(&mount_point, device) {
-        log_line(
-            to_stderr,
-            &format!("{}: cannot unmount: {error}", mount_point.display()),
-        );
+        log(&format!(
+            "{}: cannot unmount: {error}",
+            mount_point.display()
+        ));
     }
     exit(0);
 }
 
+fn config(arguments: &Arguments, store: &Path) -> Config {
+    let mut config = Config::default();
+    config.n_threads = Some(THREADS);
+    // fuser's own filter would let others write to a file they were handed, and then not commit.
+    // Root may have all requests come in; the mode of the tree's root keeps others out.
+    config.acl = match arguments.allow_other || sys::user().0 == 0 {
+        true => SessionACL::All,
+        false => SessionACL::Owner,
+    };
+    config.mount_options = arguments.flags.values().cloned().collect();
+    if arguments.read_only {
+        config.mount_options.push(MountOption::RO);
+    }
+    config.mount_options.extend([
+        MountOption::FSName(store.display().to_string()),
+        // fuser leaves Subtype out of a direct mount.
+        MountOption::CUSTOM("subtype=smolstore".into()),
+        MountOption::DefaultPermissions,
+    ]);
+    config
+}
+
+/// Looks after those who wait, for as long as there is a mount.
+fn look_after(waiters: &Waiters, device: u64) {
+    let mut was_mounted = true;
+    for look in 0u32.. {
+        std::thread::sleep(Duration::from_secs(1) / LOOKS_A_SECOND);
+        waiters.look(proc::interrupted);
+        // Who waits keeps a mount alive that was detached lazily.
+        if look % LOOKS_A_SECOND == 0 {
+            let is_mounted = mounted(device, "").unwrap_or(true);
+            if was_mounted && !is_mounted {
+                waiters.end();
+            }
+            was_mounted = is_mounted;
+        }
+    }
+}
+
+/// Says of an error where it happened.
+fn at(path: &Path) -> impl FnOnce(io::Error) -> String + use<> {
+    let path = path.display().to_string();
+    move |error| format!("{path}: {error}")
+}
+
 /// The paths as they will be used, when they can be.
 fn check_paths(arguments: &Arguments) -> Result<(PathBuf, PathBuf), String> {
-    let (store, mount_point) = (&arguments.store, &arguments.mount_point);
-    let directory = |path: &Path, what: &str, advice: &str| -> Result<PathBuf, String> {
+    let directory = |path: &Path, what: &str| {
         let shown = path.display();
-        match path
+        let found = path
             .canonicalize()
-            .and_then(|path| Ok((fs::metadata(&path)?, path)))
-        {
-            Ok((metadata, path)) if metadata.is_dir() => Ok(path),
+            .and_then(|path| Ok((fs::metadata(&path)?, path)));
+        match found {
+            Ok((metadata, path)) if metadata.is_dir() => Ok((metadata, path)),
             Ok(_) => Err(format!("{shown}: the {what} must be a directory")),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Err(format!(
-                "{shown}: the {what} does not exist: create it with 'mkdir {shown}'{advice}"
+                "{shown}: the {what} does not exist: create it with 'mkdir {shown}'"
             )),
-            Err(error) => Err(format!("{shown}: {error}")),
+            Err(error) => Err(at(path)(error)),
         }
     };
-    let store = directory(store, "store", "; an empty directory becomes a store")?;
+    let (_, store) = directory(&arguments.store, "store")?;
     // Not stat(2), which the kernel may answer from its cache for a while.
-    if let Err(error) = sys::statvfs(mount_point)
-        && error.raw_os_error() == Some(libc::ENOTCONN)
-    {
+    let there = sys::statvfs(&arguments.mount_point);
+    if there.is_err_and(|error| error.raw_os_error() == Some(libc::ENOTCONN)) {
         // What a killed daemon has left.
-        detach(mount_point)
-            .map_err(|error| format!("{}: a dead mount: {error}", mount_point.display()))?;
+        detach(&arguments.mount_point).map_err(at(&arguments.mount_point))?;
     }
-    let mount_point = directory(mount_point, "mount point", "")?;
-    if mount_point.starts_with(&store) {
+    let (root, mount_point) = directory(&arguments.mount_point, "mount point")?;
+    let shown = mount_point.display();
+    if mount_point.starts_with(&store) || store.starts_with(&mount_point) {
+        let store = store.display();
         return Err(format!(
-            "{}: the mount point is inside the store {}: choose one outside of it",
-            mount_point.display(),
-            store.display()
+            "{shown}: the mount point and the store {store} must not be inside each other"
         ));
     }
-    if store.starts_with(&mount_point) {
+    // The root of any FUSE file system has this number.
+    if root.ino() == 1 && mounted(root.dev(), " - fuse.smolstore ").unwrap_or(false) {
         return Err(format!(
-            "{}: the mount point would hide the store {}: choose one beside it",
-            mount_point.display(),
-            store.display()
-        ));
-    }
-    // "id parent major:minor root mount-point options ... - type source options"; blanks escaped.
-    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    let ours = |line: &str| {
-        let (place, kind) = line.split_once(" - ")?;
-        let at = place.split(' ').nth(4)?;
-        let escaped = mount_point.to_str()?.replace('\\', "\\134");
-        let escaped = escaped.replace(' ', "\\040").replace('\t', "\\011");
-        (at == escaped.replace('\n', "\\012") && kind.starts_with("fuse.smolstore ")).then_some(())
-    };
-    if mounts.lines().any(|line| ours(line).is_some()) {
-        return Err(format!(
-            "{}: busy: a store is mounted there already; 'umount {0}' first",
-            mount_point.display()
+            "{shown}: busy: a store is mounted there already; 'umount {shown}' first"
         ));
     }
     Ok((store, mount_point))
@@ -375,31 +312,27 @@ fn check_paths(arguments: &Arguments) -> Result<(PathBuf, PathBuf), String> {
 
 /// What to do when fuser could not mount.
 fn explain(mount_point: &Path, error: &io::Error) -> String {
-    let mount_point = mount_point.display();
-    if let Err(device) = fs::File::options().read(true).write(true).open("/dev/fuse") {
-        return format!(
-            "{mount_point}: cannot mount: /dev/fuse: {device}; it takes 'modprobe fuse', in a \
-             container '--device /dev/fuse'"
-        );
-    }
-    if error.to_string().contains("user_allow_other") {
-        return format!(
-            "{mount_point}: no right to let other users in: /etc/fuse.conf must say user_allow_other"
-        );
-    }
-    match (error.kind(), sys::user()) {
-        (io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied, (user, _)) if user != 0 => {
-            format!(
-                "{mount_point}: no right to mount: run it as root, or install fusermount3 \
-                 (Debian: fuse3) and own the mount point"
-            )
-        }
-        (io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied, _) => format!(
-            "{mount_point}: no right to mount: CAP_SYS_ADMIN is missing; in a container \
-             '--cap-add SYS_ADMIN'"
-        ),
-        _ => format!("{mount_point}: cannot mount: {}", error.to_string().trim()),
-    }
+    let no_right = matches!(
+        error.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied
+    );
+    let why = if let Err(device) = File::options().read(true).write(true).open("/dev/fuse") {
+        format!(
+            "cannot mount: /dev/fuse: {device}; it takes 'modprobe fuse', in a container \
+             '--device /dev/fuse'"
+        )
+    } else if error.to_string().contains("user_allow_other") {
+        "no right to let other users in: /etc/fuse.conf must say user_allow_other".into()
+    } else if no_right && sys::user().0 != 0 {
+        "no right to mount: run it as root, or install fusermount3 (Debian: fuse3) and own the \
+         mount point"
+            .into()
+    } else if no_right {
+        "no right to mount: CAP_SYS_ADMIN is missing; in a container '--cap-add SYS_ADMIN'".into()
+    } else {
+        format!("cannot mount: {}", error.to_string().trim())
+    };
+    format!("{}: {why}", mount_point.display())
 }
 
 /// Unmounts what is at `mount_point`, unless somebody has mounted something else there since.
@@ -420,10 +353,13 @@ fn unmount(mount_point: &Path, device: u64) -> io::Result<()> {
     detach(mount_point)
 }
 
-/// Whether the file system is mounted anywhere that we can see.
-fn mounted(device: u64) -> bool {
+/// Whether the file system is mounted anywhere that we can see, with this in its line.
+fn mounted(device: u64, how: &str) -> io::Result<bool> {
     let number = format!(" {}:{} ", libc::major(device), libc::minor(device));
-    fs::read_to_string("/proc/self/mountinfo").map_or(true, |mounts| mounts.contains(&number))
+    let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+    Ok(mounts
+        .lines()
+        .any(|line| line.contains(&number) && line.contains(how)))
 }
 
 /// Takes a mount away from its place; who still uses it gets ENOTCONN when we are gone.

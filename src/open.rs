@@ -4,90 +4,85 @@
 //! Several processes may share one open file, and each close of each of them commits: see the
 //! design, "Who commits on close".
 
-use std::collections::HashMap;
+use std::cmp::Ordering;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::batch::Shape;
-use crate::commit::Batch;
-use crate::disk::{Disk, Real};
+use crate::commit;
+use crate::disk::Real;
 use crate::error::{Error, Result};
 use crate::proc::Ending;
 use crate::stream::{Cursor, Stream, lock};
-use crate::tree::{Node, View};
-use crate::wait::{Answer, Waiter, Waiters};
+use crate::tree::{Kind, Node};
+use crate::wait::{Waiters, Wake};
 
-/// Called with the outcome of a commit.
-pub type Done = Box<dyn FnOnce(Result<()>) + Send>;
+/// Called with what became of a request.
+pub type Answer<R> = Box<dyn FnOnce(Result<R>) + Send>;
+type Batch = commit::Batch<Real>;
 
 /// An open file of a stream.
-pub struct Open<D: Disk = Real> {
-    pub(crate) node: Node,
-    pub(crate) stream: Arc<Stream<D>>,
+pub struct Open {
+    kind: Kind,
+    pub(crate) stream: Arc<Stream<Real>>,
     /// What it shows begins here in the stream's view; and how much of that, when it is fixed.
     pub(crate) base: u64,
-    pub(crate) len: u64,
-    pub(crate) append: bool,
+    len: u64,
+    append: bool,
     /// Each write commits its complete lines.
-    pub(crate) through: bool,
-    pub(crate) cursor: Mutex<Cursor>,
-    pub(crate) writer: Mutex<Writer<D>>,
-    pub(crate) read: Mutex<Read>,
-    pub(crate) waiters: Arc<Waiters<D>>,
+    through: bool,
+    reader: Mutex<Reader>,
+    writer: Mutex<Writer>,
+    waiters: Arc<Waiters>,
 }
 
 /// How far an open file was read.
 #[derive(Default)]
-pub(crate) struct Read {
-    pub(crate) end: u64,
+struct Reader {
+    cursor: Cursor,
+    end: u64,
     /// It was told that this is the end.
-    pub(crate) ended: bool,
+    ended: bool,
     /// A poller is parked: the kernel knows it by the open file, so one is enough.
-    pub(crate) polled: bool,
+    polled: bool,
+    /// What `count` said.
+    count: Option<u64>,
 }
 
 /// What an open file has gathered since its last commit.
-pub(crate) struct Writer<D: Disk> {
-    pub(crate) batch: Option<Batch<D>>,
+#[derive(Default)]
+struct Writer {
+    batch: Option<Batch>,
     /// For each lock owner with bytes not yet committed: up to where it wrote.
-    pub(crate) owners: HashMap<u64, u64>,
+    owners: HashMap<u64, u64>,
     /// Who wrote last.
-    pub(crate) last: u64,
+    last: u64,
     /// Bytes ever taken.
-    pub(crate) taken: u64,
-    /// A write or commit failed, and these owners are still to be told.
-    pub(crate) failed: Option<Error>,
+    taken: u64,
+    /// A write or commit failed, and the owners are still to be told.
+    failed: Option<Error>,
     /// The index the next batch is promised.
-    pub(crate) guard: Option<u64>,
+    guard: Option<u64>,
     /// The one event there can be is committed.
-    pub(crate) sealed: bool,
+    sealed: bool,
     /// Whose bytes are being committed: an owner for each batch it has some in.
-    pub(crate) in_flight: Vec<u64>,
+    in_flight: Vec<u64>,
+    /// Guarded commits that wait for the one before, which says what they are promised.
+    held: VecDeque<Submit>,
 }
 
-impl<D: Disk> Default for Writer<D> {
-    fn default() -> Self {
-        Writer {
-            batch: None,
-            owners: HashMap::new(),
-            last: 0,
-            taken: 0,
-            failed: None,
-            guard: None,
-            sealed: false,
-            in_flight: Vec::new(),
-        }
-    }
-}
+/// Hands a batch to the stream, with its guard.
+type Submit = Box<dyn FnOnce(&Open, Option<u64>) + Send>;
 
-impl<D: Disk> Writer<D> {
-    fn fail(&mut self, error: &Error, owner: u64) {
+impl Writer {
+    /// Gives up the batch; its owners are to be told.
+    fn fail(&mut self, error: &Error) {
         self.batch = None;
-        self.failed = Some(error.clone());
-        self.owners.insert(owner, self.taken);
+        self.failed = (!self.owners.is_empty()).then(|| error.clone());
     }
 
     /// Takes what is to be committed out of the batch.
-    fn take(&mut self, all: bool) -> Result<Option<Batch<D>>> {
+    fn take(&mut self, all: bool) -> Result<Option<Batch>> {
         let tally = self.batch.as_ref().map(Batch::tally).unwrap_or_default();
         if all || tally.torn() == 0 {
             return Ok(self.batch.take());
@@ -96,86 +91,179 @@ impl<D: Disk> Writer<D> {
             return Ok(None);
         }
         let mut batch = self.batch.take();
-        self.batch = batch.as_mut().map(Batch::split_torn).transpose()?;
+        let torn = batch.as_mut().map(Batch::split_torn).transpose();
+        self.batch = torn.inspect_err(|error| self.fail(error))?;
         Ok(batch)
     }
-}
 
-impl<D: Disk> Open<D> {
-    fn shape(&self) -> Shape {
-        match self.node {
-            Node::New(_) | Node::View(_, View::At, _) => Shape::One,
-            _ => Shape::Lines,
+    /// Takes what is to be committed because `owner`, who has written, closes the file.
+    fn leave(&mut self, owner: u64, ending: impl FnOnce() -> Ending) -> Result<Option<Batch>> {
+        if let Some(error) = self.failed.clone() {
+            self.fail(&error);
+            return Err(error);
+        }
+        let last = self.last == owner;
+        match ending() {
+            Ending::Closed => self.take(last),
+            Ending::Killed if self.owners.is_empty() => {
+                self.batch = None;
+                Ok(None)
+            }
+            // Others wrote, too. The complete lines stay, and come when one of them closes.
+            Ending::Killed if last => {
+                self.batch = self.take(false)?;
+                Ok(None)
+            }
+            Ending::Killed => Ok(None),
+            Ending::Unknown => {
+                let complete = self.take(false);
+                if last {
+                    self.batch = None;
+                }
+                complete
+            }
         }
     }
 
-    /// Up to `size` bytes from `offset` on; fewer only at the end.
-    pub fn read(&self, offset: u64, size: usize) -> Result<Vec<u8>> {
-        match self.node {
-            Node::New(_) => Ok(Vec::new()),
-            Node::Count(_) => {
-                let mut seen = lock(&self.cursor);
-                if offset == 0 {
-                    // Who reads on gets the rest of the same number.
-                    seen.0 = self.stream.count()?;
+    /// Those with bytes in what was just taken out of the batch.
+    fn riders(&mut self) -> Vec<u64> {
+        let rest = self.batch.as_ref().map_or(0, |rest| rest.tally().len);
+        let boundary = self.taken - rest;
+        // A line that began in what was taken may end in the rest, which must not come alone.
+        let rides = |end: u64| end <= boundary || rest > 0;
+        let riders = self.owners.iter().filter(|(_, end)| rides(**end));
+        let riders = riders.map(|(owner, _)| *owner).collect();
+        self.owners.retain(|_, end| *end > boundary);
+        riders
+    }
+}
+
+impl Open {
+    /// Opens a file of a stream; `flags` as in open(2).
+    pub(crate) fn new(
+        Node { kind, index, .. }: Node,
+        stream: Arc<Stream<Real>>,
+        flags: i32,
+        waiters: Arc<Waiters>,
+    ) -> Result<Open> {
+        let write = flags & libc::O_ACCMODE != libc::O_RDONLY;
+        let append = flags & libc::O_APPEND != 0;
+        let (mut base, mut len) = (0, u64::MAX);
+        let mut writer = Writer::default();
+        match kind {
+            Kind::New => {}
+            Kind::Events | Kind::Lines if !write || append => {}
+            Kind::Count | Kind::From | Kind::At | Kind::Follow if !write => {}
+            Kind::From | Kind::At if append || kind == Kind::At => {
+                match index.cmp(&stream.count()?) {
+                    Ordering::Less => return Err(Error::Exists),
+                    Ordering::Equal => writer.guard = Some(index),
+                    Ordering::Greater => return Err(Error::NotFound),
                 }
-                let text = format!("{}\n", seen.0);
-                let from = usize::try_from(offset).map_or(text.len(), |from| from.min(text.len()));
-                let to = text.len().min(from.saturating_add(size));
-                Ok(text.as_bytes()[from..to].to_vec())
+            }
+            _ => return Err(Error::NotPermitted),
+        }
+        match kind {
+            Kind::From | Kind::Follow => base = stream.view(index)?,
+            Kind::At if write => len = 0,
+            Kind::At => (base, len, _) = stream.meta(index)?,
+            _ => {}
+        }
+        Ok(Open {
+            kind,
+            stream,
+            base,
+            len,
+            append,
+            through: kind == Kind::Lines || flags & libc::O_DSYNC != 0,
+            reader: Mutex::default(),
+            writer: Mutex::new(writer),
+            waiters,
+        })
+    }
+
+    // ---- reading -----------------------------------------------------------------------------
+
+    /// Up to `size` bytes from `offset` on; fewer only at the end.
+    fn read(&self, offset: u64, size: usize) -> Result<Vec<u8>> {
+        match self.kind {
+            Kind::New => Ok(Vec::new()),
+            Kind::Count => {
+                let mut reader = lock(&self.reader);
+                let count = match reader.count {
+                    // Who reads on gets the rest of the same number.
+                    Some(count) if offset > 0 => count,
+                    _ => self.stream.count()?,
+                };
+                reader.count = Some(count);
+                let offset = usize::try_from(offset).unwrap_or(usize::MAX);
+                Ok(format!("{count}\n")
+                    .bytes()
+                    .skip(offset)
+                    .take(size)
+                    .collect())
             }
             _ => {
-                let left = self.len.saturating_sub(offset);
-                let size = usize::try_from(left).map_or(size, |left| left.min(size));
-                let mut cursor = *lock(&self.cursor);
+                let left = usize::try_from(self.len.saturating_sub(offset)).unwrap_or(usize::MAX);
+                let size = size.min(left);
+                let mut cursor = lock(&self.reader).cursor;
                 let view = self.base.saturating_add(offset);
                 let bytes = self.stream.read_view(view, size, &mut cursor)?;
-                let mut read = lock(&self.read);
-                read.end = read.end.max(offset.saturating_add(bytes.len() as u64));
-                read.ended = bytes.is_empty() && size > 0;
-                drop(read);
-                *lock(&self.cursor) = cursor;
+                let mut reader = lock(&self.reader);
+                reader.cursor = cursor;
+                reader.end = reader.end.max(offset.saturating_add(bytes.len() as u64));
+                reader.ended = bytes.is_empty() && size > 0;
                 Ok(bytes)
             }
         }
     }
 
-    /// Like [`Open::read`], but where a follower would come to the end `answer` is called when
-    /// there is more, or the thread `pid` has a signal to attend to.
-    pub fn read_on(self: &Arc<Self>, offset: u64, size: usize, wait: Option<u32>, answer: Answer) {
-        let bytes = self.read(offset, size);
-        let follows = matches!(self.node, Node::View(_, View::Follow, _));
-        match (bytes, wait) {
-            (Ok(bytes), Some(pid)) if follows && bytes.is_empty() && size > 0 => {
-                let reader = Waiter::Reader {
-                    size,
-                    pid,
-                    looks: 0,
-                    answer,
-                };
-                self.wait(offset, reader);
-            }
-            (Ok(bytes), None) if follows && bytes.is_empty() => answer(Err(Error::Again)),
-            (bytes, _) => answer(bytes),
+    /// Answers with up to `size` bytes from `offset` on. Where a follower would come to the end it
+    /// does so when there is more, or the thread `wait` has a signal to attend to.
+    pub fn read_on(
+        self: &Arc<Self>,
+        offset: u64,
+        size: usize,
+        wait: Option<u32>,
+        answer: Answer<Vec<u8>>,
+    ) {
+        let read = self.read(offset, size);
+        if self.kind != Kind::Follow || read.as_ref().map_or(true, |bytes| !bytes.is_empty()) {
+            return answer(read);
         }
+        let Some(thread) = wait else {
+            return answer(Err(Error::Again));
+        };
+        let wake = move |open: &Open, interrupted| {
+            answer(match open.read(offset, size) {
+                _ if interrupted => Err(Error::Interrupted),
+                // The stream may be gone, and with it what could have come.
+                Err(Error::NotFound) => Ok(Vec::new()),
+                read => read,
+            });
+        };
+        self.wait(offset, Some(thread), Box::new(wake));
     }
 
     /// Whether there is something this open file has not read. When not, and it is a file that
     /// grows, `notify` is called when there is. Where a read at the end does not wait, the end is
     /// such a thing, once: busybox's `read` polls before each read, and would never come to it.
-    pub fn poll(self: &Arc<Self>, notify: Option<Box<dyn FnOnce() + Send>>) -> Result<bool> {
-        let grows = !matches!(
-            self.node,
-            Node::New(_) | Node::Count(_) | Node::View(_, View::At, _)
-        );
-        let follows = matches!(self.node, Node::View(_, View::Follow, _));
-        let mut read = lock(&self.read);
-        let end = read.end;
-        let ready = !grows || (!follows && !read.ended) || self.more(end)?;
-        let park = !ready && notify.is_some() && !std::mem::replace(&mut read.polled, true);
-        drop(read);
-        if let (true, Some(notify)) = (park, notify) {
-            self.wait(end, Waiter::Poller { notify });
+    pub fn poll<N: FnOnce() + Send + 'static>(self: &Arc<Self>, notify: Option<N>) -> Result<bool> {
+        let mut reader = lock(&self.reader);
+        let end = reader.end;
+        let ready = match self.kind {
+            Kind::Events | Kind::Lines | Kind::From => !reader.ended || self.more(end)?,
+            Kind::Follow => self.more(end)?,
+            _ => true,
+        };
+        if let Some(notify) = notify.filter(|_| !ready && !reader.polled) {
+            reader.polled = true;
+            drop(reader);
+            let wake = move |open: &Open, _| {
+                lock(&open.reader).polled = false;
+                notify();
+            };
+            self.wait(end, None, Box::new(wake));
         }
         Ok(ready)
     }
@@ -185,212 +273,179 @@ impl<D: Disk> Open<D> {
         Ok(self.stream.tip()?.view() > self.base.saturating_add(offset))
     }
 
-    fn wait(self: &Arc<Self>, offset: u64, waiter: Waiter) {
-        self.waiters.park(self.clone(), offset, waiter);
+    fn wait(self: &Arc<Self>, offset: u64, thread: Option<u32>, wake: Wake) {
+        self.waiters.park(self, offset, thread, wake);
         // What was committed before it could be seen to wait.
         if self.more(offset).unwrap_or(true) {
-            self.waiters.wake(self.key(), false);
+            self.waiters.wake(&self.stream, false);
         }
     }
 
-    /// Its stream, among those that are waited for.
-    pub(crate) fn key(&self) -> usize {
-        Arc::as_ptr(&self.stream) as usize
+    /// The last close. Nobody polls it any more.
+    pub(crate) fn release(self: &Arc<Self>) {
+        if lock(&self.reader).polled {
+            let mine = |open: &Arc<Open>| Arc::ptr_eq(open, self);
+            drop(self.waiters.take(&self.stream, |waiter| mine(&waiter.open)));
+        }
     }
 
-    /// Takes `bytes` into the batch, and calls `done` when the write is to return.
-    pub fn write(self: &Arc<Self>, owner: u64, offset: u64, bytes: &[u8], done: Done) {
+    // ---- writing -----------------------------------------------------------------------------
+
+    fn shape(&self) -> Shape {
+        match self.kind {
+            Kind::New | Kind::At => Shape::One,
+            _ => Shape::Lines,
+        }
+    }
+
+    /// Takes `bytes` into the batch, and answers when the write is to return.
+    pub fn write(self: &Arc<Self>, owner: u64, offset: u64, bytes: &[u8], answer: Answer<()>) {
         let mut writer = lock(&self.writer);
-        if let Err(error) = self.gather(&mut writer, owner, offset, bytes) {
+        let gathered = self.gather(&mut writer, owner, offset, bytes);
+        if gathered.is_err() || !self.through {
             drop(writer);
-            return done(Err(error));
+            return answer(gathered);
         }
-        if !self.through {
-            drop(writer);
-            return done(Ok(()));
-        }
-        match writer.take(false) {
-            Ok(None) => {
-                drop(writer);
-                done(Ok(()));
-            }
-            Ok(Some(batch)) => self.commit(writer, batch, None, done),
-            Err(error) => {
-                writer.fail(&error, owner);
-                drop(writer);
-                done(Err(error));
-            }
-        }
+        let complete = writer.take(false);
+        self.commit(writer, complete, None, answer);
     }
 
-    fn gather(&self, writer: &mut Writer<D>, owner: u64, offset: u64, bytes: &[u8]) -> Result<()> {
-        if let Some(error) = writer.failed.clone() {
-            writer.owners.insert(owner, writer.taken);
-            return Err(error);
-        }
-        if writer.sealed {
+    fn gather(&self, writer: &mut Writer, owner: u64, offset: u64, bytes: &[u8]) -> Result<()> {
+        let one = self.shape() == Shape::One;
+        if writer.sealed || (one && !writer.in_flight.is_empty()) {
             return Err(Error::Invalid);
         }
-        let mut take = || {
+        let end = writer.taken + bytes.len() as u64;
+        writer.owners.insert(owner, end);
+        if let Some(error) = &writer.failed {
+            return Err(error.clone());
+        }
+        let mut push = || {
+            // A commit in flight moves the guard.
             if let Some(guard) = writer.guard.filter(|_| writer.in_flight.is_empty())
                 && self.stream.count()? != guard
             {
                 return Err(Error::Exists);
             }
-            let shape = self.shape();
-            let batch = writer.batch.get_or_insert_with(|| self.stream.batch(shape));
+            let new = || self.stream.batch(self.shape());
+            let batch = writer.batch.get_or_insert_with(new);
             // One event is written from its beginning to its end.
-            if shape == Shape::One && !self.append && offset != batch.tally().len {
+            if one && !self.append && offset != batch.tally().len {
                 return Err(Error::Invalid);
             }
             batch.push(bytes)
         };
-        take().inspect_err(|error| writer.fail(error, owner))?;
-        writer.taken += bytes.len() as u64;
-        writer.owners.insert(owner, writer.taken);
-        writer.last = owner;
+        push().inspect_err(|error| writer.fail(error))?;
+        (writer.taken, writer.last) = (end, owner);
         Ok(())
     }
 
-    /// A process closes the file. What it wrote is committed, and `done` called; `ending` says why
+    /// A process closes the file. What it wrote is committed, and then answered; `ending` says why
     /// it closes, and is asked only where that matters.
-    pub fn flush(self: &Arc<Self>, owner: u64, ending: impl FnOnce() -> Ending, done: Done) {
+    pub fn flush(
+        self: &Arc<Self>,
+        owner: u64,
+        ending: impl FnOnce() -> Ending,
+        answer: Answer<()>,
+    ) {
         let mut writer = lock(&self.writer);
-        if writer.owners.remove(&owner).is_none() {
-            if writer.in_flight.contains(&owner) {
-                return self.settle(writer, done);
-            }
+        if writer.owners.remove(&owner).is_some() {
+            let taken = writer.leave(owner, ending);
+            self.commit(writer, taken, Some(owner), answer);
+        } else if writer.in_flight.contains(&owner) {
+            self.commit(writer, Ok(None), None, answer);
+        } else {
             drop(writer);
-            return done(Ok(()));
-        }
-        if let Some(error) = writer.failed.clone() {
-            if writer.owners.is_empty() {
-                writer.failed = None;
-            }
-            drop(writer);
-            return done(Err(error));
-        }
-        let last = writer.last == owner;
-        let taken = match ending() {
-            Ending::Closed => writer.take(last),
-            Ending::Killed if writer.owners.is_empty() => {
-                writer.batch = None;
-                Ok(None)
-            }
-            // Others wrote, too. The complete lines stay, and come when one of them closes.
-            Ending::Killed if last => writer.take(false).map(|complete| {
-                writer.batch = complete;
-                None
-            }),
-            Ending::Killed => Ok(None),
-            Ending::Unknown => {
-                let complete = writer.take(false);
-                if last {
-                    writer.batch = None;
-                }
-                complete
-            }
-        };
-        match taken {
-            Ok(Some(batch)) => self.commit(writer, batch, Some(owner), done),
-            Ok(None) => self.settle(writer, done),
-            Err(error) => {
-                if !writer.owners.is_empty() {
-                    writer.batch = None;
-                    writer.failed = Some(error.clone());
-                }
-                drop(writer);
-                done(Err(error));
-            }
+            answer(Ok(()));
         }
     }
 
     /// Commits all there is, whoever wrote it.
-    pub fn sync(self: &Arc<Self>, done: Done) {
+    pub fn sync(self: &Arc<Self>, answer: Answer<()>) {
         let mut writer = lock(&self.writer);
         // Who asks is not said. When only one has written it is that one.
-        let only = (writer.owners.len() == 1).then_some(writer.last);
-        if let Some(error) = writer.failed.clone() {
-            if writer.owners.len() <= 1 {
-                writer.owners.clear();
-                writer.failed = None;
+        let mut owners = writer.owners.keys().copied();
+        let only = owners.next().filter(|_| owners.next().is_none());
+        let taken = match writer.failed.clone() {
+            Some(error) => {
+                only.map(|only| writer.owners.remove(&only));
+                writer.fail(&error);
+                Err(error)
             }
-            drop(writer);
-            return done(Err(error));
-        }
-        match writer.batch.take() {
-            Some(batch) => self.commit(writer, batch, only, done),
-            None => self.settle(writer, done),
-        }
+            None => Ok(writer.batch.take()),
+        };
+        self.commit(writer, taken, only, answer);
     }
 
-    /// Calls `done` when what others are committing through this open file is durable.
-    fn settle(self: &Arc<Self>, writer: MutexGuard<'_, Writer<D>>, done: Done) {
-        if writer.in_flight.is_empty() {
-            drop(writer);
-            return done(Ok(()));
-        }
-        drop(writer);
-        // It takes its place in the queue behind theirs.
-        let nothing = self.stream.batch(Shape::Lines);
-        let done = Box::new(move |result: Result<u64>| done(result.map(drop)));
-        self.stream.submit(nothing, None, done);
-    }
-
-    /// Commits `batch`. When that fails, `told` learns it by this, all others who had bytes in it
-    /// by what they do next.
+    /// Commits what was taken out of the batch, and answers when that is durable, and what others
+    /// are committing through this open file, too. When it fails `told` learns so by the answer,
+    /// all others who had bytes in it by what they do next.
     fn commit(
         self: &Arc<Self>,
-        mut writer: MutexGuard<'_, Writer<D>>,
-        batch: Batch<D>,
+        mut writer: MutexGuard<'_, Writer>,
+        taken: Result<Option<Batch>>,
         told: Option<u64>,
-        done: Done,
+        answer: Answer<()>,
     ) {
-        let rest = writer.batch.as_ref().map_or(0, |rest| rest.tally().len);
-        let boundary = writer.taken - rest;
-        let mut gone: HashMap<u64, u64> = writer
-            .owners
-            .extract_if(|_, end| *end <= boundary)
-            .collect();
-        if rest > 0 {
-            // A line that began in this batch may end in the rest, which must not come alone.
-            gone.extend(&writer.owners);
-        }
-        let riders: Vec<u64> = gone.keys().copied().chain(told).collect();
-        if let Some(told) = told {
-            gone.remove(&told);
-        }
-        writer.in_flight.extend(&riders);
-        let events = batch.tally().all_events();
-        let guard = writer.guard.filter(|_| events > 0);
-        drop(writer);
-        let open = self.clone();
-        let finish = move |result: Result<u64>| {
-            let mut writer = lock(&open.writer);
-            for rider in riders {
-                let at = writer.in_flight.iter().position(|owner| *owner == rider);
-                at.map(|at| writer.in_flight.swap_remove(at));
-            }
-            let mut woken = false;
-            match &result {
-                Ok(first) if events > 0 => {
-                    writer.guard = writer.guard.map(|_| first + events);
-                    writer.sealed = open.shape() == Shape::One;
-                    woken = true;
-                }
-                Err(error) if !gone.is_empty() => {
-                    writer.batch = None;
-                    writer.failed = Some(error.clone());
-                    writer.owners.extend(gone);
-                }
-                _ => {}
-            }
-            drop(writer);
-            done(result.map(drop));
-            if woken {
-                open.waiters.wake(open.key(), false);
+        let busy = !writer.in_flight.is_empty();
+        let (batch, mut riders) = match taken {
+            Ok(Some(batch)) => (batch, writer.riders()),
+            // It takes its place in the queue behind theirs.
+            Ok(None) if busy => (self.stream.batch(Shape::Lines), Vec::new()),
+            nothing => {
+                drop(writer);
+                return answer(nothing.map(drop));
             }
         };
-        self.stream.submit(batch, guard, Box::new(finish));
+        riders.retain(|rider| Some(*rider) != told);
+        writer.in_flight.extend(riders.iter().copied().chain(told));
+        let events = batch.tally().all_events();
+        let open = self.clone();
+        let finish = move |result: Result<u64>| {
+            let more = result.is_ok() && events > 0;
+            open.finish(&result, events, riders, told);
+            answer(result.map(drop));
+            if more {
+                open.waiters.wake(&open.stream, false);
+            }
+        };
+        let submit = move |open: &Open, guard: Option<u64>| {
+            let guard = guard.filter(|_| events > 0);
+            open.stream.submit(batch, guard, Box::new(finish));
+        };
+        if busy && writer.guard.is_some() {
+            writer.held.push_back(Box::new(submit));
+        } else {
+            let guard = writer.guard;
+            drop(writer);
+            submit(self, guard);
+        }
+    }
+
+    /// A commit of so many events has ended; `riders` and `told` had bytes in it.
+    fn finish(&self, result: &Result<u64>, events: u64, riders: Vec<u64>, told: Option<u64>) {
+        let mut writer = lock(&self.writer);
+        for rider in riders.iter().copied().chain(told) {
+            let at = writer.in_flight.iter().position(|owner| *owner == rider);
+            at.map(|at| writer.in_flight.swap_remove(at));
+        }
+        match result {
+            Ok(first) if events > 0 => {
+                writer.guard = writer.guard.map(|_| first + events);
+                writer.sealed = self.shape() == Shape::One;
+            }
+            Err(error) if !riders.is_empty() => {
+                writer
+                    .owners
+                    .extend(riders.into_iter().map(|rider| (rider, 0)));
+                writer.fail(error);
+            }
+            _ => {}
+        }
+        let (next, guard) = (writer.held.pop_front(), writer.guard);
+        drop(writer);
+        if let Some(submit) = next {
+            submit(self, guard);
+        }
     }
 }

@@ -3,154 +3,115 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
-use crate::disk::{Disk, Real};
-use crate::error::{Error, Result};
+use crate::disk::Real;
 use crate::open::Open;
-use crate::stream::lock;
-
-/// Called with what was read.
-pub type Answer = Box<dyn FnOnce(Result<Vec<u8>>) + Send>;
-
-/// Somebody who waits for the next event. It holds no thread.
-pub(crate) enum Waiter {
-    Reader {
-        size: usize,
-        /// The thread that reads, 0 when it is in a pid namespace that we cannot see.
-        pid: u32,
-        /// How often it was looked at.
-        looks: u32,
-        answer: Answer,
-    },
-    Poller {
-        notify: Box<dyn FnOnce() + Send>,
-    },
-}
-
-pub(crate) struct Parked<D: Disk> {
-    id: u64,
-    pub(crate) open: Arc<Open<D>>,
-    /// It waits for what is behind this.
-    offset: u64,
-    waiter: Waiter,
-}
-
-impl<D: Disk> Parked<D> {
-    /// Answers with what there is now, if only the end; or that there is a signal.
-    fn wake(self, interrupted: bool) {
-        match self.waiter {
-            Waiter::Reader { answer, .. } if interrupted => answer(Err(Error::Interrupted)),
-            Waiter::Reader { size, answer, .. } => {
-                let read = self.open.read(self.offset, size);
-                // The stream may be gone, and with it what could have come.
-                let gone = read == Err(Error::NotFound);
-                answer(if gone { Ok(Vec::new()) } else { read });
-            }
-            Waiter::Poller { notify } => {
-                lock(&self.open.read).polled = false;
-                notify();
-            }
-        }
-    }
-}
+use crate::stream::{Stream, lock};
 
 /// How often [`Waiters::look`] is to be called.
 pub const LOOKS_A_SECOND: u32 = 8;
 
-/// Those who wait.
-pub struct Waiters<D: Disk = Real>(Mutex<All<D>>);
+/// Called when the wait is over: there is more, or the end; or, when it says so, a signal.
+pub(crate) type Wake = Box<dyn FnOnce(&Open, bool) + Send>;
 
-struct All<D: Disk> {
-    /// By stream. The lock is never held while a stream is looked at, which may take its time.
-    parked: HashMap<usize, Vec<Parked<D>>>,
-    last: u64,
+/// Somebody who waits for what is behind `offset` in an open file.
+pub(crate) struct Waiter {
+    pub(crate) open: Arc<Open>,
+    offset: u64,
+    /// The thread that reads, 0 when it is in a pid namespace that we cannot see. A poller has none:
+    /// signals are not ours to tell it of.
+    thread: Option<u32>,
+    /// With the thread it tells one wait from all others: a thread waits once at a time.
+    since: Instant,
+    wake: Wake,
 }
 
-impl<D: Disk> Default for Waiters<D> {
-    fn default() -> Self {
-        Waiters(Mutex::new(All {
-            parked: HashMap::new(),
-            last: 0,
-        }))
-    }
+/// Those who wait, by stream. The lock is never held while a stream or a process is looked at, which
+/// may take its time.
+#[derive(Default)]
+pub struct Waiters(Mutex<HashMap<usize, Vec<Waiter>>>);
+
+fn key(stream: &Arc<Stream<Real>>) -> usize {
+    Arc::as_ptr(stream) as usize
 }
 
-impl<D: Disk> Waiters<D> {
+impl Waiters {
     /// Keeps a waiter for what is behind `offset`.
-    pub(crate) fn park(&self, open: Arc<Open<D>>, offset: u64, waiter: Waiter) {
-        let mut all = lock(&self.0);
-        all.last += 1;
-        let id = all.last;
-        all.parked.entry(open.key()).or_default().push(Parked {
-            id,
-            open,
+    pub(crate) fn park(&self, open: &Arc<Open>, offset: u64, thread: Option<u32>, wake: Wake) {
+        let waiter = Waiter {
+            open: open.clone(),
             offset,
-            waiter,
-        });
+            thread,
+            since: Instant::now(),
+            wake,
+        };
+        let mut all = lock(&self.0);
+        all.entry(key(&open.stream)).or_default().push(waiter);
     }
 
     /// Takes out those of a stream that `which` says.
-    pub(crate) fn take(&self, key: usize, which: impl Fn(&Parked<D>) -> bool) -> Vec<Parked<D>> {
+    pub(crate) fn take(
+        &self,
+        stream: &Arc<Stream<Real>>,
+        which: impl Fn(&Waiter) -> bool,
+    ) -> Vec<Waiter> {
         let mut all = lock(&self.0);
-        let Some(here) = all.parked.get_mut(&key) else {
+        let Some(here) = all.get_mut(&key(stream)) else {
             return Vec::new();
         };
-        let taken = here.extract_if(.., |parked| which(parked)).collect();
-        if here.is_empty() {
-            all.parked.remove(&key);
-        }
-        taken
+        here.extract_if(.., |waiter| which(waiter)).collect()
     }
 
     /// Answers those who wait for more of a stream, when there is; `end`: all of them.
-    pub(crate) fn wake(&self, key: usize, end: bool) {
-        let first = |all: &All<D>| Some(all.parked.get(&key)?.first()?.open.stream.clone());
-        let Some(stream) = first(&lock(&self.0)) else {
+    pub(crate) fn wake(&self, stream: &Arc<Stream<Real>>, end: bool) {
+        let waiting = lock(&self.0).get(&key(stream)).map_or(0, Vec::len);
+        if waiting == 0 {
             return;
-        };
+        }
         // An error is for them to see.
         let view = stream.tip().map_or(u64::MAX, |tip| tip.view());
-        let ready =
-            |parked: &Parked<D>| end || view > parked.open.base.saturating_add(parked.offset);
-        for parked in self.take(key, ready) {
-            parked.wake(false);
+        let ready = |waiter: &Waiter| end || waiter.open.base.saturating_add(waiter.offset) < view;
+        for waiter in self.take(stream, ready) {
+            (waiter.wake)(&waiter.open, false);
         }
     }
 
     /// Looks after all who wait: for what other mounts have committed, and for signals. Of a
     /// reader that we cannot see nothing is known: once a second it may look itself.
     pub fn look(&self, interrupted: impl Fn(u32) -> bool) {
-        let mut readers = Vec::new();
-        for (key, here) in &mut lock(&self.0).parked {
-            for parked in here {
-                if let Waiter::Reader { pid, looks, .. } = &mut parked.waiter {
-                    *looks += 1;
-                    readers.push((*key, parked.id, *pid, *looks));
-                }
-            }
-        }
-        for (key, id, pid, looks) in readers {
-            let signal = match pid {
-                0 => looks > LOOKS_A_SECOND,
-                pid => interrupted(pid),
+        let reader = |waiter: &Waiter| Some((waiter.open.clone(), waiter.thread?, waiter.since));
+        let readers: Vec<_> = lock(&self.0)
+            .values()
+            .flatten()
+            .filter_map(reader)
+            .collect();
+        for (open, thread, since) in readers {
+            let signal = match thread {
+                0 => since.elapsed() > Duration::from_secs(1),
+                thread => interrupted(thread),
             };
-            for parked in self.take(key, |parked| signal && parked.id == id) {
-                parked.wake(true);
+            let it = |waiter: &Waiter| (waiter.thread, waiter.since) == (Some(thread), since);
+            for waiter in self.take(&open.stream, |waiter| signal && it(waiter)) {
+                (waiter.wake)(&open, true);
             }
         }
-        for key in self.streams() {
-            self.wake(key, false);
-        }
+        self.wake_all(false);
     }
 
     /// Ends all waits: to the readers it is the end of the file.
     pub fn end(&self) {
-        for key in self.streams() {
-            self.wake(key, true);
-        }
+        self.wake_all(true);
     }
 
-    fn streams(&self) -> Vec<usize> {
-        lock(&self.0).parked.keys().copied().collect()
+    fn wake_all(&self, end: bool) {
+        let mut streams = Vec::new();
+        lock(&self.0).retain(|_, here| {
+            streams.extend(here.first().map(|waiter| waiter.open.stream.clone()));
+            !here.is_empty()
+        });
+        for stream in streams {
+            self.wake(&stream, end);
+        }
     }
 }

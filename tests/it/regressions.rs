@@ -205,6 +205,101 @@ fn a_torn_line_behind_a_lost_guard_is_not_glued_to_the_next() {
 }
 
 #[test]
+fn a_failed_fsync_of_the_only_writer_left_is_told_once() {
+    let m = Mnt::new();
+    let s = m.stream("s");
+    ok(&python(
+        &s,
+        r"
+        fd = appender('from/0')
+        os.write(fd, b'loser\n')
+        def last_to_write():
+            os.write(fd, b'torn')
+            die(signal.SIGKILL)
+        assert wait(fork(last_to_write)) == -signal.SIGKILL
+        winner = appender()
+        os.write(winner, b'winner\n')
+        os.close(winner)
+        assert error(os.fsync, fd) == 'File exists'
+        os.close(fd)
+        ",
+    ));
+    assert_eq!(batches(&s), ["winner\n"]);
+}
+
+/// Two processes close one guarded file, the second while the first is committing; `first` may
+/// come before both. Says what the two closes said.
+fn closes_of_a_guarded_file(stream: &Path, log: &Path, first: &str) -> String {
+    let script = format!(
+        r"
+        import fcntl
+        fd = appender('from/1')
+        said = {{}}
+        def closes(who, fd):
+            said[who] = error(os.close, fd)
+        gate = Gate()
+        def second():
+            gate.wait()
+            os.write(fd, b'second\n')
+            closes('second', fd)
+            print(said, flush=True)
+        child = fork(second)
+        os.write(fd, b'first\n')
+        # A commit waits for this lock.
+        log = open('{}')
+        fcntl.flock(log, fcntl.LOCK_EX)
+        waiting = ':%d ' % os.fstat(log.fileno()).st_ino
+        def until_it_waits():
+            while not any('->' in l and waiting in l for l in open('/proc/locks')): time.sleep(0.01)
+        {first}
+        thread = threading.Thread(target=closes, args=('first', os.dup(fd)))
+        thread.start()
+        until_it_waits()
+        time.sleep(0.1)
+        gate.open()
+        time.sleep(0.3)
+        fcntl.flock(log, fcntl.LOCK_UN)
+        assert wait(child) == 0
+        thread.join()
+        print(said)
+        ",
+        log.display()
+    );
+    ok(&python(stream, &script))
+}
+
+#[test]
+fn a_guard_follows_the_commit_before_it() {
+    let m = Mnt::new();
+    let (s, log) = (m.stream("s"), m.store().join("s/log"));
+    append(s.join("events"), "zero\n");
+    let said = closes_of_a_guarded_file(&s, &log, "");
+    assert_eq!(said, "{'second': None}\n{'first': None}\n");
+    assert_eq!(batches(&s), ["zero\n", "first\n", "second\n"]);
+}
+
+#[test]
+fn a_guard_is_lost_with_the_commit_before_it() {
+    let m = Mnt::new();
+    let (s, log) = (m.stream("s"), m.store().join("s/log"));
+    append(s.join("events"), "zero\n");
+    // The winner is of the length of the first: the second would get the index it counted on.
+    let winner = "
+        def wins():
+            fd = appender()
+            os.write(fd, b'winner\\n')
+            os.close(fd)
+        winner = fork(wins)
+        until_it_waits()";
+    let said = closes_of_a_guarded_file(&s, &log, winner);
+    assert_eq!(
+        said,
+        "{'second': 'File exists'}\n{'first': 'File exists'}\n"
+    );
+    assert_eq!(batches(&s), ["zero\n", "winner\n"]);
+}
+
+#[test]
 fn a_page_changed_through_a_map_is_no_event() {
     let m = Mnt::new();
     let s = m.stream("s");
