@@ -5,6 +5,7 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::time::Duration;
 
 const MODES: [u32; 11] = [
@@ -280,4 +281,134 @@ fn a_user_namespace_has_its_own_mount() {
         test "$(cat mnt/s/events)" = "$(printf 'a\nnoatime\nallow_other')"
         "#,
     ));
+}
+
+// ---- backup ----------------------------------------------------------------------------------
+
+/// The block of the README's section on backups that holds these words.
+fn recipe(words: &str) -> String {
+    let readme = include_str!("../../README.md");
+    let (_, section) = readme.split_once("### Backup\n").unwrap();
+    let section = section.split("\n## ").next().unwrap();
+    let mut blocks = section
+        .split("\n\n")
+        .filter(|block| block.starts_with("    "));
+    blocks
+        .find(|block| block.contains(words))
+        .expect(words)
+        .into()
+}
+
+/// Appends to three streams without a pause, copies the store three times while that goes on, and
+/// opens each copy: what was acknowledged before it began is there, and nothing but what came after.
+fn copied_under_load(disk: &Path, before_each: &str, words: &str) {
+    let (store, copy) = (disk.join("store"), disk.join("copy"));
+    let script = recipe(words).replace("/srv/events", store.to_str().unwrap());
+    let script = script.replace("/backup/events", copy.to_str().unwrap());
+    let script = format!("set -e; {before_each}\n{script}");
+    let m = Mnt::on(&store, &[]);
+    // Lines, and bytes in a line: many pages in an event, many events in a page, one event.
+    let loads = [("wide", 10, 20_000), ("many", 300, 40), ("one", 1, 100)];
+    let acknowledged = loads.map(|_| AtomicU64::new(0));
+    for (name, ..) in loads {
+        m.stream(name);
+    }
+    fs::set_permissions(m.stream("empty"), Permissions::from_mode(0o700)).unwrap();
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let stop = Stop(&stop);
+        for ((name, lines, len), acknowledged) in loads.iter().zip(&acknowledged) {
+            let (events, stop) = (m.path().join(name).join("events"), stop.0);
+            scope.spawn(move || {
+                for n in 0u64.. {
+                    append(&events, format!("{n:0len$}\n").repeat(*lines));
+                    acknowledged.fetch_add(*lines as u64, SeqCst);
+                    if stop.load(SeqCst) {
+                        return;
+                    }
+                    // The longer a copy's log, the longer its check.
+                    std::thread::sleep(Duration::from_millis(3));
+                }
+            });
+        }
+        for round in 1..=3 {
+            let far = |n: &AtomicU64| n.load(SeqCst) > 20 * round;
+            eventually("they append", || acknowledged.iter().all(far));
+            let before = acknowledged.each_ref().map(|n| n.load(SeqCst));
+            ok(&sh("bash", &script, disk));
+            let c = Mnt::on(&copy, &["-o", "ro"]);
+            for ((name, ..), before) in loads.iter().zip(before) {
+                let (from, to) = (m.path().join(name), c.path().join(name));
+                assert!(count(&to) >= before, "{name}: {} of {before}", count(&to));
+                let copied = read(to.join("events"));
+                assert!(read(from.join("events")).starts_with(&copied), "{name}");
+            }
+            let empty = fs::metadata(c.path().join("empty")).unwrap();
+            assert_eq!(empty.permissions().mode() & 0o777, 0o700);
+            assert!(!c.log().contains("damage"), "{}", c.log());
+        }
+    });
+    ok(&sh("bash", "rm -rf restored && cp -a copy restored", disk));
+    let restored = Mnt::on(&disk.join("restored"), &[]);
+    for (name, ..) in loads {
+        let stream = restored.path().join(name);
+        let before = count(&stream);
+        append(stream.join("events"), "more\n");
+        assert_eq!(count(&stream), before + 1);
+    }
+}
+
+/// Ends the load, also when the test panics.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, SeqCst);
+    }
+}
+
+#[test]
+fn a_live_store_is_copied_with_cp() {
+    let dir = public_dir();
+    fs::create_dir(dir.path().join("store")).unwrap();
+    copied_under_load(dir.path(), "mkdir -p copy", "log\" cp");
+}
+
+#[test]
+fn a_live_store_is_copied_with_rsync() {
+    let dir = public_dir();
+    fs::create_dir(dir.path().join("store")).unwrap();
+    copied_under_load(dir.path(), "mkdir -p copy", "rsync");
+}
+
+#[test]
+fn a_live_store_is_copied_by_snapshot_and_by_reference() {
+    let disk = SmallDisk::of("mkfs.btrfs -q", 600);
+    ok(&sh("bash", "btrfs -q subvolume create store", &disk.path()));
+    let fresh = "test ! -e copy || btrfs -q subvolume delete copy";
+    copied_under_load(&disk.path(), fresh, "snapshot");
+    ok(&sh(
+        "bash",
+        &format!("{fresh}; rm -r store; mkdir store"),
+        &disk.path(),
+    ));
+    copied_under_load(&disk.path(), "mkdir -p copy", "reflink");
+}
+
+#[test]
+fn rsync_sees_what_came_within_a_second_in_a_log_of_the_same_size() {
+    let dir = public_dir();
+    let (store, copy) = (dir.path().join("store"), dir.path().join("copy"));
+    fs::create_dir(&store).unwrap();
+    fs::create_dir(&copy).unwrap();
+    let script = recipe("rsync").replace("/srv/events", store.to_str().unwrap());
+    let script = script.replace("/backup/events", copy.to_str().unwrap());
+    let m = Mnt::on(&store, &[]);
+    let s = m.stream("s");
+    for n in 1..=5 {
+        append(s.join("events"), "event\n");
+        ok(&sh("bash", &format!("set -e\n{script}"), dir.path()));
+        let c = Mnt::on(&copy, &["-o", "ro"]);
+        assert_eq!(count(&c.path().join("s")), n);
+    }
 }
