@@ -12,6 +12,8 @@ _smolstore() {
     else
         compopt -o filenames 2>/dev/null
         mapfile -t COMPREPLY < <(compgen -d -- "$word")
+        ((COMP_CWORD == 1)) && [[ $word && check == "$word"* ]] && COMPREPLY+=(check)
+        return 0
     fi
 }
 complete -F _smolstore smolstore
