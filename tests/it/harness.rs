@@ -250,21 +250,27 @@ fn asked(point: &Path) -> bool {
     said == 0 && unsafe { out.assume_init() }.f_type == libc::FUSE_SUPER_MAGIC
 }
 
-/// A small ext4 of its own on a loop device, to be filled up.
+/// A small file system of its own on a loop device, to be filled up.
 pub struct SmallDisk {
     base: TempDir,
 }
 
 impl SmallDisk {
+    /// An ext4.
     pub fn new(mib: u64) -> SmallDisk {
+        SmallDisk::of("mkfs.ext4 -q -m 0", mib)
+    }
+
+    /// What this command makes of a file of that size.
+    pub fn of(mkfs: &str, mib: u64) -> SmallDisk {
         let disk = SmallDisk {
             base: TempDir::new().unwrap(),
         };
         let image = disk.base.path().join("image");
         File::create(&image).unwrap().set_len(mib << 20).unwrap();
         fs::create_dir(disk.path()).unwrap();
-        let script = "mkfs.ext4 -q -m 0 image && mount -o loop image disk";
-        ok(&sh("sh", script, disk.base.path()));
+        let script = format!("{mkfs} image && mount -o loop image disk");
+        ok(&sh("sh", &script, disk.base.path()));
         disk
     }
 
