@@ -14,6 +14,7 @@ mod binary;
 mod command;
 mod commit;
 mod concurrent;
+mod damage;
 mod death;
 mod engine;
 mod errors;
