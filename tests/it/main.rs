@@ -21,6 +21,7 @@ mod errors;
 mod follow;
 mod guard;
 mod harness;
+mod hostile;
 mod languages;
 mod limits;
 mod read;
