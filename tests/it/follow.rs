@@ -23,13 +23,13 @@ const fn ms(n: u64) -> Duration {
 }
 
 /// A program that runs on, and the lines it prints, as they come.
-struct Follower {
-    child: Child,
+pub struct Follower {
+    pub child: Child,
     lines: Receiver<(Instant, String)>,
 }
 
 impl Follower {
-    fn start(dir: &Path, command: &[&str]) -> Follower {
+    pub fn start(dir: &Path, command: &[&str]) -> Follower {
         let mut process = Command::new(command[0]);
         process.args(&command[1..]).current_dir(dir);
         // In a group that is not orphaned: only there does a terminal's Ctrl-Z stop anything.
@@ -47,7 +47,7 @@ impl Follower {
         Follower { child, lines }
     }
 
-    fn sh(dir: &Path, script: &str) -> Follower {
+    pub fn sh(dir: &Path, script: &str) -> Follower {
         Follower::start(dir, &["sh", "-c", script])
     }
 
@@ -59,13 +59,13 @@ impl Follower {
 
     /// The next line, and when it came.
     #[track_caller]
-    fn next(&self) -> (Instant, String) {
+    pub fn next(&self) -> (Instant, String) {
         let line = self.lines.recv_timeout(Duration::from_secs(20));
         line.expect("no line within 20 s")
     }
 
     #[track_caller]
-    fn prints(&self, expected: &[&str]) {
+    pub fn prints(&self, expected: &[&str]) {
         for line in expected {
             assert_eq!(self.next().1, *line);
         }
@@ -79,7 +79,7 @@ impl Follower {
         assert_eq!(self.child.try_wait().unwrap(), None, "it ended");
     }
 
-    fn signal(&self, signal: i32) {
+    pub fn signal(&self, signal: i32) {
         assert_eq!(
             unsafe { libc::kill(self.child.id().cast_signed(), signal) },
             0
@@ -87,7 +87,7 @@ impl Follower {
     }
 
     /// The letter of /proc/PID/status.
-    fn state(&self) -> char {
+    pub fn state(&self) -> char {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
         status
             .split("State:\t")
@@ -106,7 +106,7 @@ impl Follower {
 
     /// It came to the end of the file.
     #[track_caller]
-    fn ends_well(&mut self) {
+    pub fn ends_well(&mut self) {
         let status = self.ends();
         assert!(status.success(), "{status}");
     }
@@ -133,7 +133,7 @@ fn threads(pid: u32) -> usize {
     fs::read_dir(format!("/proc/{pid}/task")).unwrap().count()
 }
 
-fn status_kib(pid: u32, field: &str) -> u64 {
+pub fn status_kib(pid: u32, field: &str) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = status.lines().find(|l| l.starts_with(field)).unwrap();
     line.split_whitespace().nth(1).unwrap().parse().unwrap()

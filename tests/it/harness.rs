@@ -10,6 +10,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::mpsc::channel;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
@@ -393,5 +394,32 @@ pub fn eventually(what: &str, mut is_true: impl FnMut() -> bool) {
     while !is_true() {
         assert!(Instant::now() < until, "not within 10 s: {what}");
         std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Runs it in a thread: a request that is never answered is a failure, not a hang.
+#[track_caller]
+pub fn within<R: Send + 'static>(seconds: u64, run: impl FnOnce() -> R + Send + 'static) -> R {
+    let (sender, answer) = channel();
+    std::thread::spawn(move || sender.send(run()));
+    let answer = answer.recv_timeout(Duration::from_secs(seconds));
+    answer.unwrap_or_else(|e| panic!("no answer in {seconds} s: {e}"))
+}
+
+/// xorshift64: the same numbers each time.
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn below(&mut self, limit: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 % limit as u64) as usize
+    }
+
+    /// An event: any byte but the newline.
+    pub fn event(&mut self, len: usize) -> Vec<u8> {
+        let byte = |b: usize| if b == 10 { b'|' } else { b as u8 };
+        (0..len).map(|_| byte(self.below(256))).collect()
     }
 }

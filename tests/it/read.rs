@@ -8,24 +8,6 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// xorshift64: the same numbers each time.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 % limit as u64) as usize
-    }
-
-    /// An event: any byte but the newline.
-    fn event(&mut self, len: usize) -> Vec<u8> {
-        let byte = |b: usize| if b == 10 { b'|' } else { b as u8 };
-        (0..len).map(|_| byte(self.below(256))).collect()
-    }
-}
-
 /// What a stream should hold.
 struct Model {
     stream: PathBuf,

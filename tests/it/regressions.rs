@@ -5,19 +5,9 @@ use crate::harness::*;
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::sync::mpsc::channel;
 use std::time::Duration;
-
-/// Runs it in a thread: a request that is never answered is a failure, not a hang.
-#[track_caller]
-fn within<R: Send + 'static>(seconds: u64, run: impl FnOnce() -> R + Send + 'static) -> R {
-    let (sender, answer) = channel();
-    std::thread::spawn(move || sender.send(run()));
-    let answer = answer.recv_timeout(Duration::from_secs(seconds));
-    answer.unwrap_or_else(|e| panic!("no answer in {seconds} s: {e}"))
-}
 
 /// Takes away the room a log has in reserve, as another mount of the store may, and all other.
 /// Starts no program: its exec would close our files, which waits for commits in progress.
@@ -331,83 +321,6 @@ fn a_page_changed_through_a_map_is_no_event() {
     assert!(read(s.join("events")) == all.as_bytes());
     m.restart();
     assert!(read(s.join("events")) == all.as_bytes());
-}
-
-// The index.
-
-#[test]
-fn a_count_that_cannot_be_is_damage_and_no_hang() {
-    let m = Mnt::new();
-    m.stream("s");
-    for n in 0..5 {
-        append(m.path().join("s/events"), format!("event {n}\n"));
-    }
-    for wrong in [(1 << 40) + 5, 1 << 60, 1 << 63, u64::MAX] {
-        m.stop();
-        let mut options = OpenOptions::new();
-        let index = options.write(true).open(m.store().join("s/index")).unwrap();
-        index.write_all_at(&u64::to_le_bytes(wrong), 0).unwrap();
-        m.restart();
-        let s = m.path().join("s");
-        within(30, move || {
-            for n in 0..5 {
-                let event = read(s.join(format!("at/{n}")));
-                assert_eq!(event, format!("event {n}").into_bytes(), "{wrong:x}");
-            }
-            let mut file = File::open(s.join("from/0")).unwrap();
-            let (mut all, mut piece) = (Vec::new(), [0; 4096]);
-            let error = loop {
-                match file.read(&mut piece) {
-                    Ok(0) => panic!("{wrong:x}: an end, where events are missing"),
-                    Ok(n) => all.extend(&piece[..n]),
-                    Err(error) => break error,
-                }
-            };
-            assert_eq!(error.raw_os_error(), Some(libc::EIO), "{wrong:x}");
-            let intact = "event 0\nevent 1\nevent 2\nevent 3\nevent 4\n";
-            assert_eq!(text(&all), intact, "{wrong:x}");
-            let refused = try_append(s.join("events"), "x\n");
-            assert_eq!(errno_of(refused), libc::EIO, "{wrong:x}");
-        });
-        let link = m.path().join("s/from/@5000000000");
-        // What it says of a time behind all events is open; that it says something is not.
-        let _ = within(5, move || fs::read_link(link));
-        assert_eq!(m.wait(Duration::ZERO), None, "{wrong:x}: {}", m.log());
-    }
-}
-
-#[test]
-fn another_streams_index_copied_over_a_live_one_is_not_believed() {
-    let m = Mnt::new();
-    let long = m.stream("long");
-    append(long.join("events"), "a longer line\n".repeat(100));
-    let short = m.stream("short");
-    append(short.join("events"), "x\n");
-    for other in ["long", "short"] {
-        let s = m.stream(format!("s-{other}"));
-        append(s.join("events"), "0\n1\n");
-        append(s.join("events"), "2\n");
-        let mut open = appender(s.join("events")).unwrap();
-        open.write_all(b"3\n").unwrap();
-        ok(&sh(
-            "sh",
-            &format!("cp {other}/index s-{other}/index"),
-            m.store(),
-        ));
-        assert_eq!(text(&read(s.join("events"))), "0\n1\n2\n", "{other}");
-        assert_eq!(read(s.join("at/2")), b"2", "{other}");
-        close(open).unwrap();
-        ok(&sh(
-            "sh",
-            &format!("cp {other}/index s-{other}/index"),
-            m.store(),
-        ));
-        append(s.join("from/4"), "4\n");
-        let all = ["0\n1\n", "2\n", "3\n", "4\n"];
-        assert_eq!(batches(&s), all, "{other}");
-        m.restart();
-        assert_eq!(batches(&s), all, "{other}");
-    }
 }
 
 // Two mounts.

@@ -1,0 +1,781 @@
+//! Damage: whatever became of the bytes of a log or an index, what is served is right or an error.
+//!
+//! The engine works on the real disk here, on files that were damaged in every way of a kind: each
+//! byte flipped, each length cut, each older state of a tail put back. The last tests do it to a
+//! daemon that is running.
+
+use crate::commit::batches;
+use crate::harness::*;
+use smolstore::disk::Real;
+use smolstore::index::{ENTRIES, entry_at};
+use smolstore::stream::Cursor;
+use smolstore::{Error, Event, Store, Stream};
+use std::collections::HashSet;
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use tempfile::TempDir;
+
+/// The sizes of the events of each batch. The one of 3,300 bytes lies across a page.
+const BATCHES: [&[usize]; 6] = [
+    &[7],
+    &[0, 1, 40, 300, 0, 16, 121],
+    &[23],
+    &[0, 0],
+    &[3300],
+    &[5, 60, 2],
+];
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Which {
+    Log,
+    Index,
+}
+
+use Which::{Index, Log};
+
+/// Log and index of a stream, byte by byte; an index may be gone.
+type Bytes = (Vec<u8>, Option<Vec<u8>>);
+
+#[derive(Clone, Copy, Debug)]
+enum Fault {
+    /// The bits of the byte there.
+    Flip(Which, usize, u8),
+    Cut(Which, usize),
+    /// From there up to there it is as it was after so many commits, the length too where it ends.
+    Replay(Which, usize, usize, usize),
+    /// The index is gone.
+    Delete,
+}
+
+/// A store with a stream to be damaged, `s`, and another one.
+struct Bench {
+    dir: TempDir,
+    events: Vec<Event>,
+    /// The stream after each commit; the last is as it is now.
+    states: Vec<Bytes>,
+    random: Random,
+}
+
+impl Bench {
+    fn new(seed: u64) -> Bench {
+        // In memory where there is such a place: each case syncs several times.
+        let dir = TempDir::new_in("/dev/shm")
+            .or_else(|_| TempDir::new())
+            .unwrap();
+        let mut random = Random(seed);
+        let store = Store::open(dir.path(), false).unwrap();
+        for name in ["s", "other"] {
+            store.create(name, 0o755).unwrap();
+        }
+        let other = store.stream("other").unwrap();
+        other.append(["untouched"], None).unwrap();
+        let s = store.stream("s").unwrap();
+        let mut bench = Bench {
+            dir,
+            events: Vec::new(),
+            states: Vec::new(),
+            random: Random(seed + 100),
+        };
+        bench.states.push(bench.bytes());
+        for sizes in BATCHES {
+            let batch: Vec<_> = sizes.iter().map(|len| random.event(*len)).collect();
+            s.append(batch, None).unwrap();
+            bench.states.push(bench.bytes());
+        }
+        bench.events = s.read(0).unwrap().map(Result::unwrap).collect();
+        bench
+    }
+
+    fn path(&self, which: Which) -> PathBuf {
+        let name = if which == Log { "s/log" } else { "s/index" };
+        self.dir.path().join(name)
+    }
+
+    /// As it is on disk.
+    fn bytes(&self) -> Bytes {
+        (read(self.path(Log)), fs::read(self.path(Index)).ok())
+    }
+
+    /// As it should be.
+    fn intact(&self) -> &Bytes {
+        &self.states[BATCHES.len()]
+    }
+
+    /// Where the last event ends, in either file.
+    fn end(&self, which: Which) -> usize {
+        let count = self.events.len() as u64;
+        let log: usize = self.events.iter().map(|event| event.bytes.len() + 17).sum();
+        if which == Log {
+            log
+        } else {
+            entry_at(count) as usize
+        }
+    }
+
+    /// Each offset up to the end and a little behind it, some of those in the zeros there, the last.
+    fn places(&self, which: Which) -> impl Iterator<Item = usize> + use<> {
+        let (log, index) = self.intact();
+        let file = if which == Log {
+            log
+        } else {
+            index.as_ref().unwrap()
+        };
+        let (end, len) = (self.end(which), file.len());
+        (0..end + 40)
+            .chain((end + 40..len).step_by(97))
+            .chain([len - 1])
+    }
+
+    /// Makes it so on disk. Both stay the files they were: the index knows its log.
+    fn put(&self, (log, index): &Bytes) {
+        let put = |which, bytes: &[u8]| {
+            let mut options = OpenOptions::new();
+            let file = options.write(true).create(true).truncate(false);
+            let file = file.open(self.path(which)).unwrap();
+            file.write_all_at(bytes, 0).unwrap();
+            file.set_len(bytes.len() as u64).unwrap();
+        };
+        put(Log, log);
+        match index {
+            Some(index) => put(Index, index),
+            None => fs::remove_file(self.path(Index)).unwrap_or_default(),
+        }
+        for name in names(&self.dir.path().join("s")) {
+            if name != "log" && name != "index" {
+                fs::remove_file(self.dir.path().join("s").join(name)).unwrap();
+            }
+        }
+    }
+
+    fn damaged(&self, faults: &[Fault]) -> Bytes {
+        let mut bytes = self.intact().clone();
+        for fault in faults {
+            self.damage(&mut bytes, *fault);
+        }
+        bytes
+    }
+
+    fn damage(&self, (log, index): &mut Bytes, fault: Fault) {
+        let which = match fault {
+            Fault::Delete => return *index = None,
+            Fault::Flip(which, ..) | Fault::Cut(which, _) | Fault::Replay(which, ..) => which,
+        };
+        let bytes = match (which, index) {
+            (Log, _) => log,
+            (Index, Some(index)) => index,
+            (Index, None) => return,
+        };
+        match fault {
+            Fault::Flip(_, at, bits) => {
+                if let Some(byte) = bytes.get_mut(at) {
+                    *byte ^= bits;
+                }
+            }
+            Fault::Cut(_, len) => bytes.truncate(len),
+            Fault::Replay(_, from, to, commits) => {
+                let (log, index) = &self.states[commits];
+                let old = if which == Log {
+                    log
+                } else {
+                    index.as_ref().unwrap()
+                };
+                if to >= bytes.len() {
+                    bytes.truncate(old.len().max(from));
+                }
+                for (at, byte) in bytes.iter_mut().enumerate().take(to).skip(from) {
+                    *byte = old.get(at).copied().unwrap_or(0);
+                }
+            }
+            Fault::Delete => {}
+        }
+    }
+
+    fn open(&self, read_only: bool) -> Store {
+        Store::open(self.dir.path(), read_only).unwrap()
+    }
+
+    /// What must hold of a stream with a single fault: exactly the events whose bytes it hit are
+    /// errors.
+    fn want(&self, (log, index): &Bytes) -> Want {
+        let (intact, mut at) = (&self.intact().0, 0);
+        let hit = |event: &Event| {
+            let frame = at..at + event.bytes.len() + 17;
+            at = frame.end;
+            log.get(frame.clone()) != intact.get(frame)
+        };
+        let bad = self.events.iter().map(hit).collect();
+        let ours = self.intact().1.as_ref().unwrap();
+        let more = index.as_ref().is_some_and(|index| {
+            let count = |index: &[u8]| index.first_chunk().map(|count| u64::from_le_bytes(*count));
+            index.get(8..16) == ours.get(8..16) && count(index) > count(ours)
+        });
+        Want {
+            events: self.events.clone(),
+            bad,
+            more,
+        }
+    }
+
+    /// A batch for behind the end.
+    fn batch(&mut self) -> [Vec<u8>; 2] {
+        [self.random.below(40), 0].map(|len| self.random.event(len))
+    }
+
+    /// One fault, found by a store when it opens the stream.
+    fn found(&mut self, fault: Fault) {
+        let _says = Says(&[fault]);
+        let damaged = self.damaged(&[fault]);
+        let mut want = self.want(&damaged);
+        self.put(&damaged);
+        let dir = self.dir.path().join("s");
+        let before = names(&dir);
+        want.check(&self.open(true), &mut self.random);
+        assert!(self.bytes() == damaged, "a read-only store wrote");
+        assert_eq!(names(&dir), before, "a read-only store wrote");
+
+        let store = self.open(false);
+        want.check(&store, &mut self.random);
+        let (stream, batch) = (store.stream("s").unwrap(), self.batch());
+        let appended = stream.append(&batch, None);
+        if want.more || want.bad.last() == Some(&true) {
+            assert_eq!(appended.unwrap_err().errno(), libc::EIO);
+            assert!(self.bytes().0 == damaged.0, "it cut what the count covers");
+        } else {
+            want.appended(appended, &stream, batch);
+            want.check(&store, &mut self.random);
+        }
+        drop(store);
+        want.check(&self.open(false), &mut self.random);
+    }
+
+    /// One fault, made while stores have the stream open and have read it.
+    fn made(&mut self, fault: Fault) {
+        let _says = Says(&[fault]);
+        self.put(&self.intact().clone());
+        let mut want = self.want(self.intact());
+        let [reader, writer] = [true, false].map(|read_only| self.open(read_only));
+        let open = [&reader, &writer].map(|store| store.stream("s").unwrap());
+        for stream in &open {
+            assert_eq!(stream.read(0).unwrap().flatten().count(), want.events.len());
+        }
+        let damaged = self.damaged(&[fault]);
+        want = self.want(&damaged);
+        self.put(&damaged);
+        want.check(&reader, &mut self.random);
+        assert!(self.bytes() == damaged, "a read-only store wrote");
+        want.check(&writer, &mut self.random);
+        let batch = self.batch();
+        let appended = open[1].append(&batch, None);
+        match appended {
+            // The newest may be damaged: nobody looked at it.
+            Err(error) => assert_eq!(error.errno(), libc::EIO, "{error}"),
+            appended => {
+                want.appended(appended, &open[1], batch);
+                want.check(&writer, &mut self.random);
+            }
+        }
+        drop((open, writer, reader));
+        want.check(&self.open(false), &mut self.random);
+    }
+}
+
+/// What must hold of the stream `s`.
+struct Want {
+    events: Vec<Event>,
+    /// These must be errors, all others be there.
+    bad: Vec<bool>,
+    /// The index counts more than there is.
+    more: bool,
+}
+
+impl Want {
+    /// A batch was acknowledged, and must be there from now on.
+    fn appended(
+        &mut self,
+        place: smolstore::Result<u64>,
+        stream: &Arc<Stream<Real>>,
+        batch: [Vec<u8>; 2],
+    ) {
+        assert_eq!(place, Ok(self.events.len() as u64));
+        let last = self.events.last().unwrap().time;
+        for bytes in batch {
+            let event = stream.event(self.events.len() as u64).unwrap();
+            assert!(event.bytes == bytes && event.time > last);
+            self.events.push(event);
+            self.bad.push(false);
+        }
+    }
+
+    /// By every way there is to read.
+    fn check(&self, store: &Store, random: &mut Random) {
+        let other = store.stream("other").unwrap();
+        assert_eq!(other.event(0).unwrap().bytes, b"untouched");
+        let stream = store.stream("s").unwrap();
+        let len = self.events.len() as u64;
+        let count = stream.count().unwrap();
+        assert!(count == len || self.more && count > len, "count {count}");
+        for (n, event) in self.events.iter().enumerate() {
+            self.served(n, stream.event(n as u64), event);
+        }
+        match stream.event(len) {
+            Ok(_) => panic!("event {len} was never there"),
+            Err(error) if self.more => assert_eq!(error.errno(), libc::EIO),
+            Err(error) => assert_eq!(error, Error::NotFound),
+        }
+        let from = random.below(self.events.len()) * random.below(2);
+        let mut events = stream.read(from as u64).unwrap();
+        for (n, event) in self.events.iter().enumerate().skip(from) {
+            self.served(n, events.next().expect("it ended"), event);
+        }
+        match events.next() {
+            None => assert!(!self.more, "an end, where events are missing"),
+            Some(event) => assert!(self.more && event.is_err()),
+        }
+        self.check_since(&stream, random);
+        self.check_view(&stream, random);
+    }
+
+    #[track_caller]
+    fn served(&self, n: usize, got: smolstore::Result<Event>, event: &Event) {
+        match got {
+            Ok(got) => assert!(!self.bad[n] && got == *event, "event {n}"),
+            Err(error) => assert!(self.bad[n] && error.errno() == libc::EIO, "{n}: {error}"),
+        }
+    }
+
+    /// The first event of a time; or a damaged one before it, which may be of that time too.
+    fn check_since(&self, stream: &Arc<Stream<Real>>, random: &mut Random) {
+        let time = self.events[random.below(self.events.len())].time;
+        for time in [0, time, time + 1, u64::MAX] {
+            let found = self.events.iter().position(|event| event.time >= time);
+            let found = found.unwrap_or(self.events.len());
+            match stream.since(time) {
+                Ok(n) => {
+                    let said = usize::try_from(n).unwrap();
+                    let between = self.bad.get(said..found);
+                    assert!(
+                        between.is_some_and(|bad| !bad.contains(&false)),
+                        "{said}, not {found}"
+                    );
+                }
+                Err(error) => assert!(self.bad.contains(&true), "{error}"),
+            }
+        }
+    }
+
+    /// Reads on at odd sizes, over what is damaged, and at some places.
+    fn check_view(&self, stream: &Arc<Stream<Real>>, random: &mut Random) {
+        let (mut view, mut starts) = (Vec::new(), Vec::new());
+        for event in &self.events {
+            starts.push(view.len());
+            view.extend_from_slice(&event.bytes);
+            view.push(b'\n');
+        }
+        let holder = |at| starts.partition_point(|start| *start <= at) - 1;
+        let part = |at: usize, size: usize, cursor: &mut Cursor| match stream
+            .read_view(at as u64, size, cursor)
+        {
+            Ok(bytes) => {
+                let end = at + bytes.len();
+                assert!(view.get(at..end) == Some(&bytes), "the view from {at} on");
+                let short = end < view.len().min(at + size);
+                assert!(
+                    !short || self.bad[holder(end)],
+                    "only {} at {at}",
+                    bytes.len()
+                );
+                assert!(
+                    bytes.len() > 0 || at == view.len() && !self.more,
+                    "an end at {at}"
+                );
+                end
+            }
+            Err(error) => {
+                assert_eq!(error.errno(), libc::EIO, "{error}");
+                let hit = at == view.len() && self.more || self.bad[holder(at)];
+                assert!(hit, "at {at}: {error}");
+                starts.get(holder(at) + 1).copied().unwrap_or(view.len())
+            }
+        };
+        let (mut at, mut cursor) = (0, Cursor::default());
+        while at < view.len() {
+            let longest = [2, 70, 900, 9000][random.below(4)];
+            at = part(at, 1 + random.below(longest), &mut cursor);
+        }
+        part(at, 100, &mut cursor);
+        for _ in 0..4 {
+            part(
+                random.below(view.len()),
+                1 + random.below(400),
+                &mut Cursor::default(),
+            );
+        }
+    }
+}
+
+/// Tells of the damage when a test fails.
+struct Says<'a>(&'a [Fault]);
+
+impl Drop for Says<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("the damage was {:?}", self.0);
+        }
+    }
+}
+
+/// A bit of each byte, and all of them.
+fn flips(bench: &mut Bench, which: Which) -> Vec<Fault> {
+    let places = bench.places(which);
+    let flip = |at| [1 << bench.random.below(8), 0xff].map(|bits| Fault::Flip(which, at, bits));
+    places.flat_map(flip).collect()
+}
+
+/// Each of them found at the first use; every so many also made in use.
+fn each(bench: &mut Bench, faults: &[Fault], every: usize) {
+    for fault in faults {
+        bench.found(*fault);
+    }
+    for fault in faults.iter().step_by(every) {
+        bench.made(*fault);
+    }
+}
+
+#[test]
+fn a_byte_of_a_log_flipped() {
+    let mut bench = Bench::new(1);
+    let faults = flips(&mut bench, Log);
+    each(&mut bench, &faults, 3);
+    eprintln!("{} flips of bytes of a log", faults.len());
+}
+
+#[test]
+fn a_byte_of_an_index_flipped() {
+    let mut bench = Bench::new(2);
+    let faults = flips(&mut bench, Index);
+    each(&mut bench, &faults, 1);
+    eprintln!("{} flips of bytes of an index", faults.len());
+}
+
+#[test]
+fn a_file_cut_anywhere_and_an_index_deleted() {
+    let mut bench = Bench::new(3);
+    let mut faults = Vec::new();
+    for which in [Log, Index] {
+        faults.extend(bench.places(which).map(|len| Fault::Cut(which, len)));
+    }
+    each(&mut bench, &faults, 5);
+    each(&mut bench, &[Fault::Delete], 1);
+    eprintln!("{} cuts of a log or an index", faults.len());
+}
+
+#[test]
+fn an_old_tail_or_page_replayed() {
+    let mut bench = Bench::new(4);
+    let (mut faults, mut seen) = (Vec::new(), HashSet::new());
+    for which in [Log, Index] {
+        let end = bench.end(which);
+        // Before the first there was nothing: that is a cut.
+        for commits in 1..BATCHES.len() {
+            let tail = (0..end).map(|from| Fault::Replay(which, from, usize::MAX, commits));
+            let block = |size| (0..end).step_by(size).map(move |at| (at, at + size));
+            let blocks = [512, 4096].into_iter().flat_map(block);
+            let blocks = blocks.map(|(from, to)| Fault::Replay(which, from, to, commits));
+            faults.extend(
+                tail.chain(blocks)
+                    .filter(|fault| seen.insert(bench.damaged(&[*fault]))),
+            );
+        }
+    }
+    each(&mut bench, &faults, 5);
+    eprintln!("{} replays of old bytes of a log or an index", faults.len());
+}
+
+// Two faults at once. They may cost the end of the stream: where the index counts too little, or is
+// gone, nothing tells a damaged event from a batch that a crash has torn. What must hold all the
+// same: nothing wrong is ever served, the other stream is as it was, a store that is open for
+// reading only writes nothing, and what is appended afterwards is there to stay.
+
+impl Bench {
+    fn any_fault(&mut self) -> Fault {
+        let which = [Log, Index][self.random.below(2)];
+        let end = self.end(which);
+        let at = self.random.below(end + 40);
+        match self.random.below(8) {
+            0..=3 => Fault::Flip(which, at, 1 << self.random.below(8)),
+            4 => Fault::Cut(which, at),
+            5 => Fault::Delete,
+            kind => {
+                let to = if kind == 6 {
+                    usize::MAX
+                } else {
+                    at + self.random.below(end)
+                };
+                Fault::Replay(which, at, to, self.random.below(BATCHES.len()))
+            }
+        }
+    }
+
+    /// Says how many events are left to be counted.
+    fn two(&mut self) -> usize {
+        let faults = [self.any_fault(), self.any_fault()];
+        let _says = Says(&faults);
+        let damaged = self.damaged(&faults);
+        let mut events = self.events.clone();
+        self.put(&damaged);
+        nothing_wrong(&events, 0, &self.open(true), &mut self.random);
+        assert!(self.bytes() == damaged, "a read-only store wrote");
+        let store = self.open(false);
+        let count = nothing_wrong(&events, 0, &store, &mut self.random);
+        let (stream, batch) = (store.stream("s").unwrap(), self.batch());
+        let mut new = 0;
+        match stream.append(&batch, None) {
+            Err(error) => assert_eq!(error.errno(), libc::EIO, "{error}"),
+            Ok(place) => {
+                assert_eq!(place, count);
+                events.truncate(usize::try_from(place).unwrap());
+                new = batch.len();
+                for (n, bytes) in (place..).zip(batch) {
+                    let event = stream.event(n).unwrap();
+                    assert!(event.bytes == bytes, "event {n}");
+                    events.push(event);
+                }
+                nothing_wrong(&events, new, &store, &mut self.random);
+            }
+        }
+        drop((stream, store));
+        nothing_wrong(&events, new, &self.open(false), &mut self.random);
+        usize::try_from(count).unwrap()
+    }
+}
+
+/// Whatever can be read is right, and the newest `new` events can be. Says the count.
+fn nothing_wrong(events: &[Event], new: usize, store: &Store, random: &mut Random) -> u64 {
+    let other = store.stream("other").unwrap();
+    assert_eq!(other.event(0).unwrap().bytes, b"untouched");
+    let stream = store.stream("s").unwrap();
+    let (count, len) = (stream.count().unwrap(), events.len() as u64);
+    assert!(new == 0 || count == len, "count {count}");
+    let old = events.len() - new;
+    let right = |n: usize, got: smolstore::Result<Event>| match got {
+        Ok(got) => assert!(events.get(n) == Some(&got), "event {n}"),
+        Err(Error::NotFound) => assert!(n as u64 >= count, "event {n}"),
+        Err(error) => assert!(
+            !(old..events.len()).contains(&n) && error.errno() == libc::EIO,
+            "event {n}: {error}"
+        ),
+    };
+    for n in 0..=events.len() {
+        right(n, stream.event(n as u64));
+    }
+    let mut all = stream.read(0).unwrap().take(events.len() + 1).enumerate();
+    all.by_ref().for_each(|(n, event)| right(n, event));
+    let view: Vec<u8> = events
+        .iter()
+        .flat_map(|event| [&event.bytes[..], b"\n"].concat())
+        .collect();
+    let mut cursor = Cursor::default();
+    for _ in 0..12 {
+        let at = random.below(view.len());
+        if let Ok(bytes) = stream.read_view(at as u64, 1 + random.below(900), &mut cursor) {
+            assert!(view[at..].starts_with(&bytes), "the view from {at} on");
+        }
+    }
+    for time in [0, events[0].time, u64::MAX] {
+        let _ = stream.since(time);
+    }
+    count
+}
+
+#[test]
+fn two_faults_at_once() {
+    const PAIRS: usize = 4000;
+    let mut bench = Bench::new(5);
+    let all = bench.events.len();
+    let counts: Vec<usize> = (0..PAIRS).map(|_| bench.two()).collect();
+    let shorter = counts.iter().filter(|count| **count < all).count();
+    eprintln!("{PAIRS} pairs of faults: {shorter} cost the end of the stream");
+}
+
+// A running daemon.
+
+/// The bytes of one of the files of a stream `SN`, of five events of seven bytes, are changed; says
+/// which events that hits, and whether the index counts more now.
+fn damage_in_use(turn: usize, stream: &Path, random: &mut Random) -> (Vec<u64>, bool) {
+    let open = |name| {
+        File::options()
+            .read(true)
+            .write(true)
+            .open(stream.join(name))
+    };
+    let (log, index) = (open("log").unwrap(), open("index").unwrap());
+    let flip = |file: &File, at: usize, bit: usize| {
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, at as u64).unwrap();
+        file.write_all_at(&[byte[0] ^ 1 << bit], at as u64).unwrap();
+    };
+    let (frame, n) = (7 + 17, random.below(5));
+    let at = n * frame + random.below(frame);
+    let entries = usize::try_from(entry_at(5) - ENTRIES).unwrap();
+    match turn % 8 {
+        0..=2 => flip(&log, at, random.below(8)),
+        3 => log.set_len(at as u64).unwrap(),
+        4 => index.set_len(random.below(16 + entries) as u64).unwrap(),
+        5 => fs::remove_file(stream.join("index")).unwrap(),
+        6 => flip(&index, 8 + random.below(8 + entries), random.below(8)),
+        _ => flip(&index, 1 + random.below(7), random.below(8)),
+    }
+    let n = n as u64;
+    match turn % 8 {
+        0..=2 => (vec![n], false),
+        3 => ((n..5).collect(), false),
+        kind => (vec![], kind == 7),
+    }
+}
+
+#[test]
+fn a_daemon_that_meets_damage_says_so_and_serves_the_rest() {
+    const TURNS: usize = 48;
+    let (m, mut random) = (Mnt::new(), Random(6));
+    let other = m.stream("other");
+    let event = |n: u64| format!("event {n}\n");
+    let check = |name: &str, bad: &[u64], more: bool, len: u64| {
+        let s = m.path().join(name);
+        assert!(count(&s) == len || more && count(&s) > len, "{name}");
+        for n in 0..len {
+            let got = fs::read(s.join(format!("at/{n}")));
+            if bad.contains(&n) {
+                assert_eq!(errno_of(got), libc::EIO, "{name} {n}");
+                let line = format!("stream {name:?}, event {n}: ");
+                assert!(m.log().contains(&line), "no {line:?}: {}", m.log());
+            } else {
+                assert_eq!(text(&got.unwrap()) + "\n", event(n), "{name}");
+            }
+        }
+        // As far as it goes, and then an error: no end where events are missing.
+        let (mut all, mut piece) = (Vec::new(), [0; 100]);
+        let mut file = File::open(s.join("from/0")).unwrap();
+        let ended = loop {
+            match file.read(&mut piece) {
+                Ok(0) => break Ok(()),
+                Ok(n) => all.extend(&piece[..n]),
+                Err(error) => break Err(error),
+            }
+        };
+        let first = bad.first().copied().unwrap_or(len);
+        assert_eq!(
+            text(&all),
+            (0..first).map(event).collect::<String>(),
+            "{name}"
+        );
+        match ended {
+            Ok(()) => assert!(bad.is_empty() && !more, "{name}: an end"),
+            Err(error) => assert_eq!(error.raw_os_error(), Some(libc::EIO), "{name}"),
+        }
+    };
+    let mut damaged = Vec::new();
+    for turn in 0..TURNS {
+        let name = format!("s{turn}");
+        let s = m.stream(&name);
+        for batch in [0..2, 2..3, 3..5] {
+            append(s.join("events"), batch.map(event).collect::<String>());
+        }
+        check(&name, &[], false, 5);
+        let (bad, more) = damage_in_use(turn, &m.store().join(&name), &mut random);
+        check(&name, &bad, more, 5);
+        append(other.join("events"), event(turn as u64));
+        let mut len = 5;
+        match try_append(s.join("events"), event(5)) {
+            Ok(()) => len = 6,
+            Err(error) => assert_eq!(error.raw_os_error(), Some(libc::EIO), "{name}"),
+        }
+        assert!(!more || len == 5, "{name}: behind what is missing");
+        check(&name, &bad, more, len);
+        damaged.push((name, bad, more, len));
+    }
+    m.restart();
+    for (name, bad, more, len) in &damaged {
+        check(name, bad, *more, *len);
+    }
+    let all: String = (0..TURNS as u64).map(event).collect();
+    assert_eq!(text(&read(other.join("events"))), all);
+}
+
+#[test]
+fn a_count_that_cannot_be_is_damage_and_no_hang() {
+    let m = Mnt::new();
+    m.stream("s");
+    for n in 0..5 {
+        append(m.path().join("s/events"), format!("event {n}\n"));
+    }
+    for wrong in [(1 << 40) + 5, 1 << 60, 1 << 63, u64::MAX] {
+        m.stop();
+        let mut options = OpenOptions::new();
+        let index = options.write(true).open(m.store().join("s/index")).unwrap();
+        index.write_all_at(&u64::to_le_bytes(wrong), 0).unwrap();
+        m.restart();
+        let s = m.path().join("s");
+        within(30, move || {
+            for n in 0..5 {
+                let event = read(s.join(format!("at/{n}")));
+                assert_eq!(event, format!("event {n}").into_bytes(), "{wrong:x}");
+            }
+            let mut file = File::open(s.join("from/0")).unwrap();
+            let (mut all, mut piece) = (Vec::new(), [0; 4096]);
+            let error = loop {
+                match file.read(&mut piece) {
+                    Ok(0) => panic!("{wrong:x}: an end, where events are missing"),
+                    Ok(n) => all.extend(&piece[..n]),
+                    Err(error) => break error,
+                }
+            };
+            assert_eq!(error.raw_os_error(), Some(libc::EIO), "{wrong:x}");
+            let intact = "event 0\nevent 1\nevent 2\nevent 3\nevent 4\n";
+            assert_eq!(text(&all), intact, "{wrong:x}");
+            let refused = try_append(s.join("events"), "x\n");
+            assert_eq!(errno_of(refused), libc::EIO, "{wrong:x}");
+        });
+        let link = m.path().join("s/from/@5000000000");
+        // What it says of a time behind all events is open; that it says something is not.
+        let _ = within(5, move || fs::read_link(link));
+        assert_eq!(m.wait(Duration::ZERO), None, "{wrong:x}: {}", m.log());
+    }
+}
+
+#[test]
+fn another_streams_index_copied_over_a_live_one_is_not_believed() {
+    let m = Mnt::new();
+    let long = m.stream("long");
+    append(long.join("events"), "a longer line\n".repeat(100));
+    let short = m.stream("short");
+    append(short.join("events"), "x\n");
+    for other in ["long", "short"] {
+        let s = m.stream(format!("s-{other}"));
+        append(s.join("events"), "0\n1\n");
+        append(s.join("events"), "2\n");
+        let mut open = appender(s.join("events")).unwrap();
+        open.write_all(b"3\n").unwrap();
+        ok(&sh(
+            "sh",
+            &format!("cp {other}/index s-{other}/index"),
+            m.store(),
+        ));
+        assert_eq!(text(&read(s.join("events"))), "0\n1\n2\n", "{other}");
+        assert_eq!(read(s.join("at/2")), b"2", "{other}");
+        close(open).unwrap();
+        ok(&sh(
+            "sh",
+            &format!("cp {other}/index s-{other}/index"),
+            m.store(),
+        ));
+        append(s.join("from/4"), "4\n");
+        let all = ["0\n1\n", "2\n", "3\n", "4\n"];
+        assert_eq!(batches(&s), all, "{other}");
+        m.restart();
+        assert_eq!(batches(&s), all, "{other}");
+    }
+}
