@@ -9,7 +9,8 @@ use std::ffi::OsStr;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant, SystemTime};
 
 use fuser::{
     BsdFileFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation,
@@ -35,25 +36,34 @@ impl Fuse {
     /// alone.
     fn run<P: Reply, R>(
         &self,
+        asked: Asked,
         reply: P,
         request: impl FnOnce(&Tree) -> Result<R>,
         ok: impl FnOnce(P, R),
     ) {
         let result = catch_unwind(AssertUnwindSafe(|| request(&self.0)));
-        answer(&self.0, reply, result.unwrap_or(Err(Error::Fault)), ok);
+        let result = result.unwrap_or(Err(Error::Fault));
+        answer(&self.0, asked, reply, result, ok);
+    }
+
+    /// What is asked, when it is to be traced.
+    fn asked(&self, request: &Request, what: std::fmt::Arguments) -> Asked {
+        let tracing = self.0.tracing.load(Relaxed);
+        tracing.then(|| (Instant::now(), format!("{what} by pid {}", request.pid())))
     }
 
     /// Hands a request to an open file, which replies to it from wherever it ends. A fault drops
     /// the reply, which fuser then answers with EIO.
     fn hand_over<P: Reply, R>(
         &self,
+        asked: Asked,
         handle: FileHandle,
         reply: P,
         request: impl FnOnce(Arc<Open>, Answer<R>),
         ok: impl FnOnce(P, R) + Send + 'static,
     ) {
         let tree = self.0.clone();
-        let answer = move |result| answer(&tree, reply, result, ok);
+        let answer = move |result| answer(&tree, asked, reply, result, ok);
         let run = || match self.0.file(handle.0) {
             Ok(file) => request(file, Box::new(answer)),
             Err(error) => answer(Err(error)),
@@ -65,7 +75,17 @@ impl Fuse {
 }
 
 /// Replies. What is the store's fault is for the operator to know.
-fn answer<P: Reply, R>(tree: &Tree, reply: P, result: Result<R>, ok: impl FnOnce(P, R)) {
+fn answer<P: Reply, R>(
+    tree: &Tree,
+    asked: Asked,
+    reply: P,
+    result: Result<R>,
+    ok: impl FnOnce(P, R),
+) {
+    if let Some((began, what)) = asked {
+        let how = result.as_ref().err().map_or("ok".into(), Error::to_string);
+        tree.log(&format!("trace: {what}: {how}, {:?}", began.elapsed()));
+    }
     match result {
         Ok(value) => ok(reply, value),
         Err(error) => {
@@ -77,6 +97,9 @@ fn answer<P: Reply, R>(tree: &Tree, reply: P, result: Result<R>, ok: impl FnOnce
         }
     }
 }
+
+/// When a request came that is to be traced, and what it says.
+type Asked = Option<(Instant, String)>;
 
 /// What all of fuser's replies have in common.
 trait Reply: Send + 'static {
@@ -160,21 +183,23 @@ impl Filesystem for Fuse {
         Ok(())
     }
 
-    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        self.run(reply, |tree| tree.lookup(parent.0, name), entry);
+    fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let asked = self.asked(request, format_args!("lookup {parent} {name:?}"));
+        self.run(asked, reply, |tree| tree.lookup(parent.0, name), entry);
     }
 
     fn forget(&self, _: &Request, node: INodeNo, lookups: u64) {
         self.0.forget(node.0, lookups);
     }
 
-    fn getattr(&self, _: &Request, node: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        self.run(reply, |tree| tree.attr(node.0), attr);
+    fn getattr(&self, request: &Request, node: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        let asked = self.asked(request, format_args!("getattr {node}"));
+        self.run(asked, reply, |tree| tree.attr(node.0), attr);
     }
 
     fn setattr(
         &self,
-        _: &Request,
+        request: &Request,
         node: INodeNo,
         mode: Option<u32>,
         uid: Option<u32>,
@@ -190,16 +215,22 @@ impl Filesystem for Fuse {
         _: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
+        let asked = self.asked(
+            request,
+            format_args!("setattr {node} mode {mode:?} owner {uid:?} {gid:?} size {size:?}"),
+        );
         self.run(
+            asked,
             reply,
             |tree| tree.change(node.0, mode, uid, gid, size),
             attr,
         );
     }
 
-    fn readlink(&self, _: &Request, node: INodeNo, reply: ReplyData) {
+    fn readlink(&self, request: &Request, node: INodeNo, reply: ReplyData) {
+        let asked = self.asked(request, format_args!("readlink {node}"));
         let ok = |reply: ReplyData, target: String| reply.data(target.as_bytes());
-        self.run(reply, |tree| tree.readlink(node.0), ok);
+        self.run(asked, reply, |tree| tree.readlink(node.0), ok);
     }
 
     fn mknod(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, _: u32, _: u32, reply: ReplyEntry) {
@@ -215,22 +246,29 @@ impl Filesystem for Fuse {
         umask: u32,
         reply: ReplyEntry,
     ) {
+        let asked = self.asked(request, format_args!("mkdir {name:?} {mode:o}"));
         let owner = (request.uid(), request.gid());
         let mode = mode & !umask & 0o7777;
-        self.run(reply, |tree| tree.mkdir(parent.0, name, mode, owner), entry);
+        self.run(
+            asked,
+            reply,
+            |tree| tree.mkdir(parent.0, name, mode, owner),
+            entry,
+        );
     }
 
     fn unlink(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
         reply.error(Errno::EPERM);
     }
 
-    fn rmdir(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.run(reply, |tree| tree.rmdir(parent.0, name), empty);
+    fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let asked = self.asked(request, format_args!("rmdir {name:?}"));
+        self.run(asked, reply, |tree| tree.rmdir(parent.0, name), empty);
     }
 
     fn rename(
         &self,
-        _: &Request,
+        request: &Request,
         parent: INodeNo,
         name: &OsStr,
         newparent: INodeNo,
@@ -238,21 +276,23 @@ impl Filesystem for Fuse {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
+        let asked = self.asked(request, format_args!("rename {name:?} {newname:?}"));
         if !(flags - RenameFlags::RENAME_NOREPLACE).is_empty() {
             return reply.error(Errno::EINVAL);
         }
         let (from, to) = ((parent.0, name), (newparent.0, newname));
         let replace = flags.is_empty();
-        self.run(reply, |tree| tree.rename(from, to, replace), empty);
+        self.run(asked, reply, |tree| tree.rename(from, to, replace), empty);
     }
 
-    fn open(&self, _: &Request, node: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        self.run(reply, |tree| tree.open(node.0, flags.0), opened);
+    fn open(&self, request: &Request, node: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let asked = self.asked(request, format_args!("open {node} {:#x}", flags.0));
+        self.run(asked, reply, |tree| tree.open(node.0, flags.0), opened);
     }
 
     fn create(
         &self,
-        _: &Request,
+        request: &Request,
         parent: INodeNo,
         name: &OsStr,
         _: u32,
@@ -260,7 +300,9 @@ impl Filesystem for Fuse {
         flags: i32,
         reply: ReplyCreate,
     ) {
+        let asked = self.asked(request, format_args!("create {parent} {name:?} {flags:#x}"));
         self.run(
+            asked,
             reply,
             |tree| tree.create(parent.0, name, flags),
             |reply, (attr, handle)| {
@@ -282,13 +324,20 @@ impl Filesystem for Fuse {
         owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        let asked = self.asked(request, format_args!("read {handle} {size} at {offset}"));
         // A read for the page cache, in the name of nobody: mmap, or sendfile(2) and splice(2), which
         // do not wait. To EINVAL they who use these answer by reading themselves.
         if owner.is_none() && Tree::follows(node.0) {
             return reply.error(Errno::EINVAL);
         }
+        if let Some(text) = self.0.text(node.0, handle.0) {
+            let from = usize::try_from(offset).map_or(text.len(), |from| from.min(text.len()));
+            let to = text.len().min(from.saturating_add(size as usize));
+            return reply.data(&text.as_bytes()[from..to]);
+        }
         let wait = (flags.0 & libc::O_NONBLOCK == 0).then_some(request.pid());
         self.hand_over(
+            asked,
             handle,
             reply,
             |file, answer| file.read_on(offset, size as usize, wait, answer),
@@ -298,20 +347,25 @@ impl Filesystem for Fuse {
 
     fn poll(
         &self,
-        _: &Request,
-        _: INodeNo,
+        request: &Request,
+        node: INodeNo,
         handle: FileHandle,
         notifier: PollNotifier,
         _: PollEvents,
         flags: PollFlags,
         reply: ReplyPoll,
     ) {
+        let asked = self.asked(request, format_args!("poll {handle}"));
         let later = flags.contains(PollFlags::FUSE_POLL_SCHEDULE_NOTIFY);
         // Who no longer polls is told nothing.
         let notify = later.then_some(|| drop(notifier.notify()));
         self.run(
+            asked,
             reply,
-            |tree| tree.file(handle.0)?.poll(notify),
+            |tree| match tree.text(node.0, handle.0) {
+                Some(_) => Ok(true),
+                None => tree.file(handle.0)?.poll(notify),
+            },
             |reply, ready| {
                 let write = PollEvents::POLLOUT | PollEvents::POLLWRNORM;
                 let read = PollEvents::POLLIN | PollEvents::POLLRDNORM;
@@ -322,7 +376,7 @@ impl Filesystem for Fuse {
 
     fn write(
         &self,
-        _: &Request,
+        request: &Request,
         _: INodeNo,
         handle: FileHandle,
         offset: u64,
@@ -332,6 +386,10 @@ impl Filesystem for Fuse {
         owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
+        let asked = self.asked(
+            request,
+            format_args!("write {handle} {} at {offset}", bytes.len()),
+        );
         if how.contains(WriteFlags::FUSE_WRITE_CACHE) {
             // A page of a shared mapping: not an append.
             return reply.error(Errno::EPERM);
@@ -340,6 +398,7 @@ impl Filesystem for Fuse {
         let len = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
         let owner = owner.map_or(0, |owner| owner.0);
         self.hand_over(
+            asked,
             handle,
             reply,
             |file, answer| file.write(owner, offset, bytes, answer),
@@ -350,23 +409,34 @@ impl Filesystem for Fuse {
     fn flush(
         &self,
         request: &Request,
-        _: INodeNo,
+        node: INodeNo,
         handle: FileHandle,
         owner: LockOwner,
         reply: ReplyEmpty,
     ) {
+        let asked = self.asked(request, format_args!("flush {handle}"));
+        if self.0.text(node.0, handle.0).is_some() {
+            return reply.ok();
+        }
         let ending = || proc::ending(request.pid());
         let flush = |file: Arc<Open>, answer| file.flush(owner.0, ending, answer);
-        self.hand_over(handle, reply, flush, empty);
+        self.hand_over(asked, handle, reply, flush, empty);
     }
 
-    fn fsync(&self, _: &Request, _: INodeNo, handle: FileHandle, _: bool, reply: ReplyEmpty) {
-        self.hand_over(handle, reply, |file, answer| file.sync(answer), empty);
+    fn fsync(&self, request: &Request, _: INodeNo, handle: FileHandle, _: bool, reply: ReplyEmpty) {
+        let asked = self.asked(request, format_args!("fsync {handle}"));
+        self.hand_over(
+            asked,
+            handle,
+            reply,
+            |file, answer| file.sync(answer),
+            empty,
+        );
     }
 
     fn release(
         &self,
-        _: &Request,
+        request: &Request,
         _: INodeNo,
         handle: FileHandle,
         _: OpenFlags,
@@ -374,22 +444,26 @@ impl Filesystem for Fuse {
         _: bool,
         reply: ReplyEmpty,
     ) {
-        self.run(reply, |tree| tree.release(handle.0), empty);
+        let asked = self.asked(request, format_args!("release {handle}"));
+        self.run(asked, reply, |tree| tree.release(handle.0), empty);
     }
 
-    fn opendir(&self, _: &Request, node: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        self.run(reply, |tree| tree.opendir(node.0), opened);
+    fn opendir(&self, request: &Request, node: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        let asked = self.asked(request, format_args!("opendir {node}"));
+        self.run(asked, reply, |tree| tree.opendir(node.0), opened);
     }
 
     fn readdir(
         &self,
-        _: &Request,
+        request: &Request,
         _: INodeNo,
         handle: FileHandle,
         offset: u64,
         reply: ReplyDirectory,
     ) {
+        let asked = self.asked(request, format_args!("readdir {handle} {offset}"));
         self.run(
+            asked,
             reply,
             |tree| tree.entries(handle.0, offset == 0),
             |mut reply, entries| {
@@ -406,21 +480,31 @@ impl Filesystem for Fuse {
 
     fn releasedir(
         &self,
-        _: &Request,
+        request: &Request,
         _: INodeNo,
         handle: FileHandle,
         _: OpenFlags,
         reply: ReplyEmpty,
     ) {
-        self.run(reply, |tree| tree.release(handle.0), empty);
+        let asked = self.asked(request, format_args!("releasedir {handle}"));
+        self.run(asked, reply, |tree| tree.release(handle.0), empty);
     }
 
-    fn fsyncdir(&self, _: &Request, node: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
-        self.run(reply, |tree| tree.sync_names(node.0), empty);
+    fn fsyncdir(
+        &self,
+        request: &Request,
+        node: INodeNo,
+        _: FileHandle,
+        _: bool,
+        reply: ReplyEmpty,
+    ) {
+        let asked = self.asked(request, format_args!("fsyncdir {node}"));
+        self.run(asked, reply, |tree| tree.sync_names(node.0), empty);
     }
 
-    fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
-        self.run(reply, Tree::space, |reply, stat| {
+    fn statfs(&self, request: &Request, _: INodeNo, reply: ReplyStatfs) {
+        let asked = self.asked(request, format_args!("statfs"));
+        self.run(asked, reply, Tree::space, |reply, stat| {
             reply.statfs(
                 stat.f_blocks,
                 stat.f_bfree,

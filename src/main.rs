@@ -4,11 +4,14 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, IsTerminal, PipeWriter, Read, Write};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
-use std::os::unix::net::UnixDatagram;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio, exit};
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use fuser::{Config, MountOption, Session, SessionACL};
@@ -34,7 +37,7 @@ Goes to the background once the mount serves requests, and exits 0 only then.
   -V, --version  print the version
 
 The options of mount(8) that hold for any file system are accepted.
-SIGTERM and SIGINT unmount. Exit status: 0 mounted (with -f: unmounted), 1 failed, 2 usage.
+SIGTERM and SIGINT unmount, SIGUSR1 turns the tracing of requests on and off. Exit status: 0 mounted (with -f: unmounted), 1 failed, 2 usage.
 
 check verifies all that is in STORE, or those streams, and changes nothing; they may be in use. It
 prints a line for each fault. Exit status: 0 healthy, 1 faults found, 2 it could not check all.
@@ -74,7 +77,7 @@ const FLAGS: [(&str, MountOption); 8] = [
 const IGNORED: &str = "\
     defaults auto noauto nofail _netdev user nouser users nousers owner group relatime norelatime \
     strictatime nostrictatime lazytime nolazytime diratime nodiratime sync async dirsync silent \
-    loud default_permissions";
+    loud iversion noiversion mand nomand symfollow default_permissions";
 
 fn parse(mut arguments: impl Iterator<Item = OsString>) -> Result<Parsed, String> {
     let mut parsed = Arguments::default();
@@ -163,11 +166,16 @@ fn main() -> ExitCode {
 
 /// Leaves a child to serve the mount; returns when it does.
 fn in_background(arguments: &Arguments) -> Result<(), String> {
-    let (mut serves, report) = io::pipe().map_err(|error| format!("a pipe: {error}"))?;
+    let (mut serves, mut report) = io::pipe().map_err(|error| format!("a pipe: {error}"))?;
     match sys::fork().map_err(|error| format!("cannot start in the background: {error}"))? {
         None => {
             drop(serves);
-            mount(arguments, Some(report))
+            if let Err(message) = mount(arguments, Some(&mut report)) {
+                eprintln!("smolstore: {message}");
+            }
+            // Only now does the parent read the end of the pipe: as the first process of a
+            // container its exit is the end of this one.
+            exit(1);
         }
         Some(_) => {
             drop(report);
@@ -178,7 +186,7 @@ fn in_background(arguments: &Arguments) -> Result<(), String> {
 }
 
 /// Mounts, tells `report`, and serves until a signal or an unmount.
-fn mount(arguments: &Arguments, report: Option<PipeWriter>) -> Result<(), String> {
+fn mount(arguments: &Arguments, report: Option<&mut PipeWriter>) -> Result<(), String> {
     let signals = sys::Signals::block().map_err(|error| format!("signals: {error}"))?;
     sys::set_limits();
     let (store_path, mount_point) = check_paths(arguments)?;
@@ -209,12 +217,21 @@ fn mount(arguments: &Arguments, report: Option<PipeWriter>) -> Result<(), String
     let device = fs::metadata(&mount_point).map_err(mount_error)?.dev();
     let waiting = tree.clone();
     std::thread::spawn(move || look_after(waiting.waiters(), device));
-    if let Some(mut report) = report {
+    if let Some(report) = report {
         sys::detach().map_err(|error| format!("cannot leave the terminal: {error}"))?;
         // The parent may be gone; the mount is there all the same.
         let _ = report.write_all(&[0]);
     }
-    signals.wait();
+    notify("READY=1");
+    while signals.wait() == libc::SIGUSR1 {
+        let tracing = !tree.tracing.fetch_xor(true, Relaxed);
+        log(if tracing {
+            "tracing requests"
+        } else {
+            "tracing no more"
+        });
+    }
+    notify("STOPPING=1");
     tree.waiters().end();
     if let Err(error) = unmount(&mount_point, device) {
         log(&format!(
@@ -223,6 +240,20 @@ fn mount(arguments: &Arguments, report: Option<PipeWriter>) -> Result<(), String
         ));
     }
     exit(0);
+}
+
+/// Tells systemd, where it started us and wants to know: sd_notify(3).
+fn notify(state: &str) {
+    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else {
+        return;
+    };
+    let address = match path.as_bytes().strip_prefix(b"@") {
+        Some(name) => SocketAddr::from_abstract_name(name),
+        None => SocketAddr::from_pathname(&path),
+    };
+    // Without an answer it will say itself that we are late.
+    let _ =
+        UnixDatagram::unbound().and_then(|socket| socket.send_to_addr(state.as_bytes(), &address?));
 }
 
 fn config(arguments: &Arguments, store: &Path) -> Config {
@@ -252,7 +283,7 @@ fn look_after(waiters: &Waiters, device: u64) {
     let mut was_mounted = true;
     for look in 0u32.. {
         std::thread::sleep(Duration::from_secs(1) / LOOKS_A_SECOND);
-        waiters.look(proc::interrupted);
+        waiters.look(proc::signalled);
         // Who waits keeps a mount alive that was detached lazily.
         if look % LOOKS_A_SECOND == 0 {
             let is_mounted = mounted(device, "").unwrap_or(true);

@@ -5,6 +5,8 @@
 
 use std::fs;
 
+use crate::sys;
+
 /// Why a writer's file is being closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
@@ -36,19 +38,42 @@ pub fn ending(pid: u32) -> Ending {
         .map_or(Ending::Closed, |stat| judge(&stat, permitted))
 }
 
-/// Whether the thread `pid` has a signal to attend to, or is gone.
-pub fn interrupted(pid: u32) -> bool {
-    fs::read_to_string(format!("/proc/{pid}/status")).map_or(true, |status| pending(&status))
+/// Whether a thread has a signal to attend to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Signalled {
+    /// It has none.
+    No,
+    /// It has, or is gone.
+    Thread,
+    /// Its process has, and one of its threads, perhaps another, will take it.
+    Process,
+    /// It is hidden from us.
+    Unknown,
+}
+
+/// Whether the thread `pid` has a signal to attend to.
+pub fn signalled(pid: u32) -> Signalled {
+    match fs::read_to_string(format!("/proc/{pid}/status")) {
+        Ok(status) => pending(&status),
+        Err(_) if sys::exists(pid) => Signalled::Unknown,
+        Err(_) => Signalled::Thread,
+    }
 }
 
 /// Reads a status file: a signal is pending, for the thread or its process, and not blocked.
-fn pending(status: &str) -> bool {
+fn pending(status: &str) -> Signalled {
+    let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name));
     let mask = |name: &str| {
-        let line = status.lines().find_map(|line| line.strip_prefix(name));
-        line.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
-            .unwrap_or(0)
+        let mask = field(name).map(|mask| u64::from_str_radix(mask.trim(), 16));
+        mask.and_then(Result::ok).unwrap_or(0)
     };
-    (mask("SigPnd:") | mask("ShdPnd:")) & !mask("SigBlk:") != 0
+    let open = !mask("SigBlk:");
+    let alone = field("Threads:").is_some_and(|threads| threads.trim() == "1");
+    match (mask("SigPnd:") & open != 0, mask("ShdPnd:") & open != 0) {
+        (false, false) => Signalled::No,
+        (false, true) if !alone => Signalled::Process,
+        _ => Signalled::Thread,
+    }
 }
 
 /// Reads a stat file. `permitted` says whether the kernel shows us what it hides from strangers,
@@ -106,14 +131,16 @@ mod tests {
 
     #[test]
     fn a_signal_is_pending_unless_it_is_blocked() {
-        let status = |thread: u32, process: u32, blocked: u32| {
-            format!(
-                "Name:\tx\nSigQ:\t1/9\nSigPnd:\t{thread:016x}\nShdPnd:\t{process:016x}\n\
-                 SigBlk:\t{blocked:016x}\nSigIgn:\t0000000000000000\n"
-            )
+        let status = |threads: u32, thread: u32, process: u32, blocked: u32| {
+            pending(&format!(
+                "Name:\tx\nThreads:\t{threads}\nSigQ:\t1/9\nSigPnd:\t{thread:016x}\n\
+                 ShdPnd:\t{process:016x}\nSigBlk:\t{blocked:016x}\nSigIgn:\t0000000000000000\n"
+            ))
         };
-        assert!(!pending(&status(0, 0, 2)));
-        assert!(pending(&status(2, 0, 0)) && pending(&status(0, 0x4000, 2)));
-        assert!(!pending(&status(2, 2, 2)));
+        assert_eq!(status(1, 0, 0, 2), Signalled::No);
+        assert_eq!(status(4, 2, 2, 2), Signalled::No);
+        assert_eq!(status(4, 2, 0, 0), Signalled::Thread);
+        assert_eq!(status(1, 0, 0x4000, 2), Signalled::Thread);
+        assert_eq!(status(4, 0, 0x4000, 2), Signalled::Process);
     }
 }

@@ -99,7 +99,11 @@ impl Status {
         ];
         let counters = counters
             .map(|(counter, name, what)| (name, "counter", what, counter.load(Relaxed) as f64));
-        let mut text = String::new();
+        let version = env!("CARGO_PKG_VERSION");
+        let mut text = format!(
+            "# HELP smolstore_info The version that runs.\n# TYPE smolstore_info gauge\n\
+             smolstore_info{{version=\"{version}\"}} 1\n"
+        );
         for (name, kind, what, value) in counters.iter().chain(more) {
             // Writing to a string cannot fail.
             let _ = write!(

@@ -128,6 +128,13 @@ pub fn detach() -> io::Result<()> {
     Ok(())
 }
 
+/// Whether there is a thread of this number, also one that is hidden from us.
+pub fn exists(thread: u32) -> bool {
+    // SAFETY: signal 0 is none; the call only looks.
+    let sent = check(unsafe { libc::kill(thread.cast_signed(), 0) });
+    sent.map_or_else(|error| error.raw_os_error() == Some(libc::EPERM), |_| true)
+}
+
 /// Unmounts what is mounted at `path`; `lazily` also when it is in use.
 pub fn unmount(path: &Path, lazily: bool) -> io::Result<()> {
     let path = c_path(path)?;
@@ -158,7 +165,7 @@ pub fn set_limits() {
     }
 }
 
-/// SIGINT, SIGTERM and SIGHUP, blocked in this thread and those it will start.
+/// SIGINT, SIGTERM, SIGHUP and SIGUSR1, blocked in this thread and those it will start.
 pub struct Signals(libc::sigset_t);
 
 impl Signals {
@@ -169,7 +176,7 @@ impl Signals {
         unsafe {
             libc::sigemptyset(set.as_mut_ptr());
             let mut set = set.assume_init();
-            for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
+            for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGUSR1] {
                 libc::sigaddset(&raw mut set, signal);
             }
             check(libc::sigprocmask(

@@ -1,6 +1,7 @@
 //! The mounted tree: paths, nodes, attributes, open files. Knows nothing of fuser.
 //!
 //! ```text
+//! /.status
 //! /S/{events,lines,new,count}   /S/{from,at,follow}/{N,beginning,newest,next,@SECONDS}
 //! ```
 //!
@@ -13,9 +14,9 @@ use std::fs::{self, Metadata, Permissions};
 use std::io::ErrorKind;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::disk::{Real, is_stream_name};
 use crate::error::{Error, Result};
@@ -53,12 +54,14 @@ pub(crate) enum Kind {
     At,
     Follow,
     Link,
+    Status,
 }
 
-const KINDS: [Kind; 13] = {
+const KINDS: [Kind; 14] = {
     use Kind::*;
     [
         Root, Stream, Events, Lines, New, Count, FromDir, AtDir, FollowDir, From, At, Follow, Link,
+        Status,
     ]
 };
 /// What is in the directory of a stream.
@@ -71,6 +74,8 @@ const FILES: [(&str, Kind); 7] = [
     ("at", Kind::AtDir),
     ("follow", Kind::FollowDir),
 ];
+/// What the daemon tells of itself, at the root; not listed, for what is listed there are streams.
+const STATUS: &str = ".status";
 /// The named horizons. A link to any other is looked up anew each time.
 const NAMED: [&str; 3] = ["beginning", "newest", "next"];
 
@@ -293,6 +298,8 @@ impl Streams {
 
 enum Handle {
     File(Arc<Open>),
+    /// The status, as it was then.
+    Text(Arc<str>),
     /// A directory, and its entries when it was last read from the beginning.
     Directory(Node, Entries),
 }
@@ -312,6 +319,9 @@ pub struct Tree {
     handles: Mutex<HashMap<u64, Handle>>,
     next_handle: AtomicU64,
     waiters: Arc<Waiters>,
+    began: Instant,
+    /// Each request is to be told to the operator.
+    pub tracing: AtomicBool,
 }
 
 impl Tree {
@@ -325,7 +335,33 @@ impl Tree {
             handles: Mutex::default(),
             next_handle: AtomicU64::new(1),
             waiters: Arc::default(),
+            began: Instant::now(),
+            tracing: AtomicBool::new(false),
         }
+    }
+
+    fn status(&self) -> String {
+        let open = lock(&self.handles).len();
+        self.store.status().text(&[
+            (
+                "open_files",
+                "gauge",
+                "Open files and directories",
+                open as f64,
+            ),
+            (
+                "waiting_readers",
+                "gauge",
+                "Reads and polls that wait for an event",
+                self.waiters.len() as f64,
+            ),
+            (
+                "uptime_seconds",
+                "gauge",
+                "Seconds since the mount",
+                self.began.elapsed().as_secs_f64(),
+            ),
+        ])
     }
 
     /// Those who wait for events.
@@ -340,7 +376,7 @@ impl Tree {
 
     /// The name of a node's stream; none for the root.
     fn name(&self, node: Node) -> Result<OsString> {
-        if node.kind == Kind::Root {
+        if matches!(node.kind, Kind::Root | Kind::Status) {
             return Ok(OsString::new());
         }
         let streams = lock(&self.streams);
@@ -386,6 +422,11 @@ impl Tree {
         }
         match node.file_type() {
             Type::Directory => {}
+            Type::File if node.kind == Kind::Status => {
+                attr.mode &= 0o444;
+                attr.size = self.status().len() as u64;
+                attr.time = SystemTime::now();
+            }
             Type::Link => {
                 attr.mode = 0o777;
                 attr.size = self.target(node)?.len() as u64;
@@ -422,7 +463,9 @@ impl Tree {
         if (mode, uid, gid) == (attr.mode, attr.uid, attr.gid) {
             return Ok(attr);
         }
-        if node.kind != Kind::Stream {
+        // A private root does not show what it is.
+        let changes = node.kind == Kind::Stream || (node == ROOT && self.private.is_none());
+        if !changes {
             return Err(Error::NotPermitted);
         }
         if self.store.read_only() {
@@ -479,6 +522,7 @@ impl Tree {
                 streams.remember(stream);
                 return Ok(Node::stream(stream));
             }
+            _ if parent.kind == Kind::Root && name == STATUS => parent.beside(Kind::Status, 0),
             _ if parent.kind == Kind::Stream => {
                 let kind = FILES.iter().find(|(file, _)| *file == name);
                 parent.beside(kind.ok_or(Error::NotFound)?.1, 0)
@@ -523,8 +567,16 @@ impl Tree {
             return Err(Error::NotPermitted);
         }
         self.store.create(name, mode)?;
+        let owned = || {
+            let (store, made) = (self.metadata("".as_ref())?, self.metadata(name)?);
+            // A store that hands its group down does so here, as any directory would.
+            match store.mode() & libc::S_ISGID {
+                0 => self.make(name, mode, owner),
+                setgid => self.make(name, mode | setgid, (owner.0, made.gid())),
+            }
+        };
         // Our own umask has had its say.
-        self.make(name, mode, owner).inspect_err(|_| {
+        owned().inspect_err(|_| {
             // Nobody has seen it yet.
             let _ = fs::remove_dir(self.root.join(name));
         })?;
@@ -580,6 +632,12 @@ impl Tree {
             return Err(Error::ReadOnly);
         }
         let node = Node::of(number)?;
+        if node.kind == Kind::Status {
+            return match flags & libc::O_ACCMODE {
+                libc::O_RDONLY => Ok(self.keep(Handle::Text(self.status().into()))),
+                _ => Err(Error::NotPermitted),
+            };
+        }
         let open = Open::new(node, self.stream(node)?, flags, self.waiters.clone())?;
         Ok(self.keep(Handle::File(Arc::new(open))))
     }
@@ -615,9 +673,20 @@ impl Tree {
         let handle = lock(&self.handles).remove(&handle);
         match handle.ok_or(Error::Invalid)? {
             Handle::File(open) => open.release(),
-            Handle::Directory(..) => {}
+            Handle::Text(_) | Handle::Directory(..) => {}
         }
         Ok(())
+    }
+
+    /// What an open file of the `number` shows, when that is none of a stream's.
+    pub fn text(&self, number: u64, handle: u64) -> Option<Arc<str>> {
+        if number != ROOT.beside(Kind::Status, 0).number() {
+            return None;
+        }
+        match lock(&self.handles).get(&handle) {
+            Some(Handle::Text(text)) => Some(text.clone()),
+            _ => None,
+        }
     }
 
     /// opendir(3).

@@ -2,11 +2,13 @@
 //! is the reply.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crate::disk::Real;
 use crate::open::Open;
+use crate::proc::Signalled;
 use crate::stream::{Stream, lock};
 
 /// How often [`Waiters::look`] is to be called.
@@ -22,6 +24,8 @@ pub(crate) struct Waiter {
     /// The thread that reads, 0 when it is in a pid namespace that we cannot see. A poller has none:
     /// signals are not ours to tell it of.
     thread: Option<u32>,
+    /// At the last look its process, which has more threads, had a signal to attend to.
+    looked: bool,
     /// With the thread it tells one wait from all others: a thread waits once at a time.
     since: Instant,
     wake: Wake,
@@ -30,33 +34,47 @@ pub(crate) struct Waiter {
 /// Those who wait, by stream. The lock is never held while a stream or a process is looked at, which
 /// may take its time.
 #[derive(Default)]
-pub struct Waiters(Mutex<HashMap<usize, Vec<Waiter>>>);
+pub struct Waiters {
+    parked: Mutex<HashMap<usize, Vec<Waiter>>>,
+    /// Nobody is to wait any more.
+    ended: AtomicBool,
+}
 
 fn key(stream: &Arc<Stream<Real>>) -> usize {
     Arc::as_ptr(stream) as usize
 }
 
 impl Waiters {
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        lock(&self.parked).values().map(Vec::len).sum()
+    }
+
     /// Keeps a waiter for what is behind `offset`.
     pub(crate) fn park(&self, open: &Arc<Open>, offset: u64, thread: Option<u32>, wake: Wake) {
         let waiter = Waiter {
             open: open.clone(),
             offset,
             thread,
+            looked: false,
             since: Instant::now(),
             wake,
         };
-        let mut all = lock(&self.0);
+        let mut all = lock(&self.parked);
         all.entry(key(&open.stream)).or_default().push(waiter);
+        drop(all);
+        if self.ended.load(SeqCst) {
+            self.wake(&open.stream, true);
+        }
     }
 
     /// Takes out those of a stream that `which` says.
     pub(crate) fn take(
         &self,
         stream: &Arc<Stream<Real>>,
-        which: impl Fn(&Waiter) -> bool,
+        which: impl Fn(&mut Waiter) -> bool,
     ) -> Vec<Waiter> {
-        let mut all = lock(&self.0);
+        let mut all = lock(&self.parked);
         let Some(here) = all.get_mut(&key(stream)) else {
             return Vec::new();
         };
@@ -65,13 +83,14 @@ impl Waiters {
 
     /// Answers those who wait for more of a stream, when there is; `end`: all of them.
     pub(crate) fn wake(&self, stream: &Arc<Stream<Real>>, end: bool) {
-        let waiting = lock(&self.0).get(&key(stream)).map_or(0, Vec::len);
+        let waiting = lock(&self.parked).get(&key(stream)).map_or(0, Vec::len);
         if waiting == 0 {
             return;
         }
         // An error is for them to see.
         let view = stream.tip().map_or(u64::MAX, |tip| tip.view());
-        let ready = |waiter: &Waiter| end || waiter.open.base.saturating_add(waiter.offset) < view;
+        let ready =
+            |waiter: &mut Waiter| end || waiter.open.base.saturating_add(waiter.offset) < view;
         for waiter in self.take(stream, ready) {
             (waiter.wake)(&waiter.open, false);
         }
@@ -79,34 +98,48 @@ impl Waiters {
 
     /// Looks after all who wait: for what other mounts have committed, and for signals. Of a
     /// reader that we cannot see nothing is known: once a second it may look itself.
-    pub fn look(&self, interrupted: impl Fn(u32) -> bool) {
+    pub fn look(&self, signalled: impl Fn(u32) -> Signalled) {
         let reader = |waiter: &Waiter| Some((waiter.open.clone(), waiter.thread?, waiter.since));
-        let readers: Vec<_> = lock(&self.0)
+        let readers: Vec<_> = lock(&self.parked)
             .values()
             .flatten()
             .filter_map(reader)
             .collect();
         for (open, thread, since) in readers {
-            let signal = match thread {
-                0 => since.elapsed() > Duration::from_secs(1),
-                thread => interrupted(thread),
+            let signalled = match thread {
+                0 => Signalled::Unknown,
+                thread => signalled(thread),
             };
-            let it = |waiter: &Waiter| (waiter.thread, waiter.since) == (Some(thread), since);
-            for waiter in self.take(&open.stream, |waiter| signal && it(waiter)) {
+            let interrupted = |waiter: &mut Waiter| {
+                if (waiter.thread, waiter.since) != (Some(thread), since) {
+                    return false;
+                }
+                // One for the process is about to be taken by another of its threads, if that waits
+                // for it; then it is gone the next time.
+                let again = std::mem::replace(&mut waiter.looked, signalled == Signalled::Process);
+                match signalled {
+                    Signalled::No => false,
+                    Signalled::Process => again,
+                    Signalled::Thread => true,
+                    Signalled::Unknown => since.elapsed() > Duration::from_secs(1),
+                }
+            };
+            for waiter in self.take(&open.stream, interrupted) {
                 (waiter.wake)(&open, true);
             }
         }
         self.wake_all(false);
     }
 
-    /// Ends all waits: to the readers it is the end of the file.
+    /// Ends all waits, also those to come: to the readers it is the end of the file.
     pub fn end(&self) {
+        self.ended.store(true, SeqCst);
         self.wake_all(true);
     }
 
     fn wake_all(&self, end: bool) {
         let mut streams = Vec::new();
-        lock(&self.0).retain(|_, here| {
+        lock(&self.parked).retain(|_, here| {
             streams.extend(here.first().map(|waiter| waiter.open.stream.clone()));
             !here.is_empty()
         });

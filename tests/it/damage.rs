@@ -245,7 +245,7 @@ impl Bench {
             assert_eq!(appended.unwrap_err().errno(), libc::EIO);
             assert!(self.bytes().0 == damaged.0, "it cut what the count covers");
         } else {
-            want.appended(appended, &stream, batch);
+            want.appended(&appended, &stream, &batch);
             want.check(&store, &mut self.random);
         }
         drop(store);
@@ -274,7 +274,7 @@ impl Bench {
             // The newest may be damaged: nobody looked at it.
             Err(error) => assert_eq!(error.errno(), libc::EIO, "{error}"),
             appended => {
-                want.appended(appended, &open[1], batch);
+                want.appended(&appended, &open[1], &batch);
                 want.check(&writer, &mut self.random);
             }
         }
@@ -296,15 +296,15 @@ impl Want {
     /// A batch was acknowledged, and must be there from now on.
     fn appended(
         &mut self,
-        place: smolstore::Result<u64>,
+        place: &smolstore::Result<u64>,
         stream: &Arc<Stream<Real>>,
-        batch: [Vec<u8>; 2],
+        batch: &[Vec<u8>; 2],
     ) {
-        assert_eq!(place, Ok(self.events.len() as u64));
+        assert_eq!(*place, Ok(self.events.len() as u64));
         let last = self.events.last().unwrap().time;
         for bytes in batch {
             let event = stream.event(self.events.len() as u64).unwrap();
-            assert!(event.bytes == bytes && event.time > last);
+            assert!(event.bytes == *bytes && event.time > last);
             self.events.push(event);
             self.bad.push(false);
         }
@@ -389,7 +389,7 @@ impl Want {
                     bytes.len()
                 );
                 assert!(
-                    bytes.len() > 0 || at == view.len() && !self.more,
+                    !bytes.is_empty() || at == view.len() && !self.more,
                     "an end at {at}"
                 );
                 end

@@ -849,7 +849,7 @@ fn waits(tool: &str, command: &[&str]) -> Follower {
     let m = Mnt::new();
     let s = m.stream("s");
     let mut program = Follower::start(&s, command);
-    program.is_quiet(Duration::from_secs(2));
+    program.is_quiet(Duration::from_secs(5));
     let start = Instant::now();
     append(s.join("events"), "{\"n\":1}\n");
     let (when, line) = program.next();

@@ -30,5 +30,6 @@ mod read;
 mod regressions;
 mod shells;
 mod sim;
+mod status;
 mod tour;
 mod tree;
