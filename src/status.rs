@@ -78,7 +78,8 @@ impl Status {
         found.map_or(0, |bucket| edge(bucket).min(longest))
     }
 
-    /// All of it as text, and what else there is to tell: name, kind ("counter" or "gauge"), what it
+    /// All of it as text, always of the same length, for some programs copy no more than a file had
+    /// when they looked; and what else there is to tell: name, kind ("counter" or "gauge"), what it
     /// is, value.
     pub fn text(&self, more: &[(&str, &str, &str, f64)]) -> String {
         let counters = [
@@ -108,7 +109,7 @@ impl Status {
             // Writing to a string cannot fail.
             let _ = write!(
                 text,
-                "# HELP smolstore_{name} {what}.\n# TYPE smolstore_{name} {kind}\nsmolstore_{name} {value}\n"
+                "# HELP smolstore_{name} {what}.\n# TYPE smolstore_{name} {kind}\nsmolstore_{name} {value:>20}\n"
             );
         }
         let name = "smolstore_commit_seconds";
@@ -169,7 +170,9 @@ mod tests {
         assert!((99_000..=100_000).contains(&status.quantile(0.99)));
         status.refused(true);
         status.commit();
-        let text = status.text(&[("open_files", "gauge", "Open files", 3.0)]);
+        let more = |value| [("open_files", "gauge", "Open files", value)];
+        let text = status.text(&more(3.0));
+        assert_eq!(text.len(), status.text(&more(12_345.678_901)).len());
         for line in [
             "smolstore_commits_total 1",
             "smolstore_batches_total 100",
@@ -181,7 +184,15 @@ mod tests {
             "smolstore_open_files 3",
             "smolstore_commit_seconds{quantile=\"1\"} 0.0001",
         ] {
-            assert!(text.lines().any(|found| found == line), "{line}: {text}");
+            let words = |line: &str| {
+                line.split_whitespace()
+                    .map(str::to_owned)
+                    .collect::<Vec<_>>()
+            };
+            assert!(
+                text.lines().any(|found| words(found) == words(line)),
+                "{line}: {text}"
+            );
         }
     }
 }
