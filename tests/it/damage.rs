@@ -47,6 +47,8 @@ enum Fault {
     Cut(Which, usize),
     /// From there up to there it is as it was after so many commits, the length too where it ends.
     Replay(Which, usize, usize, usize),
+    /// So many bytes from there were written over those there.
+    Copy(Which, usize, usize, usize),
     /// The index is gone.
     Delete,
 }
@@ -162,7 +164,10 @@ impl Bench {
     fn damage(&self, (log, index): &mut Bytes, fault: Fault) {
         let which = match fault {
             Fault::Delete => return *index = None,
-            Fault::Flip(which, ..) | Fault::Cut(which, _) | Fault::Replay(which, ..) => which,
+            Fault::Flip(which, ..)
+            | Fault::Cut(which, _)
+            | Fault::Replay(which, ..)
+            | Fault::Copy(which, ..) => which,
         };
         let bytes = match (which, index) {
             (Log, _) => log,
@@ -190,6 +195,7 @@ impl Bench {
                     *byte = old.get(at).copied().unwrap_or(0);
                 }
             }
+            Fault::Copy(_, from, to, len) => bytes.copy_within(from..from + len, to),
             Fault::Delete => {}
         }
     }
@@ -245,7 +251,7 @@ impl Bench {
             assert_eq!(appended.unwrap_err().errno(), libc::EIO);
             assert!(self.bytes().0 == damaged.0, "it cut what the count covers");
         } else {
-            want.appended(&appended, &stream, &batch);
+            want.appended(appended.unwrap(), &stream, batch);
             want.check(&store, &mut self.random);
         }
         drop(store);
@@ -256,25 +262,24 @@ impl Bench {
     fn made(&mut self, fault: Fault) {
         let _says = Says(&[fault]);
         self.put(&self.intact().clone());
-        let mut want = self.want(self.intact());
         let [reader, writer] = [true, false].map(|read_only| self.open(read_only));
         let open = [&reader, &writer].map(|store| store.stream("s").unwrap());
         for stream in &open {
-            assert_eq!(stream.read(0).unwrap().flatten().count(), want.events.len());
+            let read = stream.read(0).unwrap().flatten();
+            assert_eq!(read.count(), self.events.len());
         }
         let damaged = self.damaged(&[fault]);
-        want = self.want(&damaged);
+        let mut want = self.want(&damaged);
         self.put(&damaged);
         want.check(&reader, &mut self.random);
         assert!(self.bytes() == damaged, "a read-only store wrote");
         want.check(&writer, &mut self.random);
         let batch = self.batch();
-        let appended = open[1].append(&batch, None);
-        match appended {
+        match open[1].append(&batch, None) {
             // The newest may be damaged: nobody looked at it.
             Err(error) => assert_eq!(error.errno(), libc::EIO, "{error}"),
-            appended => {
-                want.appended(&appended, &open[1], &batch);
+            Ok(place) => {
+                want.appended(place, &open[1], batch);
                 want.check(&writer, &mut self.random);
             }
         }
@@ -294,17 +299,12 @@ struct Want {
 
 impl Want {
     /// A batch was acknowledged, and must be there from now on.
-    fn appended(
-        &mut self,
-        place: &smolstore::Result<u64>,
-        stream: &Arc<Stream<Real>>,
-        batch: &[Vec<u8>; 2],
-    ) {
-        assert_eq!(*place, Ok(self.events.len() as u64));
+    fn appended(&mut self, place: u64, stream: &Arc<Stream<Real>>, batch: [Vec<u8>; 2]) {
+        assert_eq!(place, self.events.len() as u64);
         let last = self.events.last().unwrap().time;
         for bytes in batch {
             let event = stream.event(self.events.len() as u64).unwrap();
-            assert!(event.bytes == *bytes && event.time > last);
+            assert!(event.bytes == bytes && event.time > last);
             self.events.push(event);
             self.bad.push(false);
         }
@@ -493,6 +493,31 @@ fn an_old_tail_or_page_replayed() {
     }
     each(&mut bench, &faults, 5);
     eprintln!("{} replays of old bytes of a log or an index", faults.len());
+}
+
+#[test]
+fn bytes_written_to_the_wrong_place() {
+    let mut bench = Bench::new(7);
+    let mut at = 0;
+    let frames = bench.events.iter().map(|event| {
+        let len = event.bytes.len() + 17;
+        at += len;
+        (at - len, len)
+    });
+    let frames: Vec<_> = frames.collect();
+    let blocks = (0..bench.end(Log)).step_by(512).map(|at| (at, 512));
+    let blocks: Vec<_> = blocks.collect();
+    let entries = (0..frames.len()).map(|n| (entry_at(n as u64) as usize, 8));
+    let entries: Vec<_> = entries.collect();
+    let mut faults = Vec::new();
+    for (which, places) in [(Log, frames), (Log, blocks), (Index, entries)] {
+        for (from, len) in &places {
+            let there = places.iter().filter(|(to, its)| to != from && its == len);
+            faults.extend(there.map(|(to, _)| Fault::Copy(which, *from, *to, *len)));
+        }
+    }
+    each(&mut bench, &faults, 1);
+    eprintln!("{} misplaced writes", faults.len());
 }
 
 // Two faults at once. They may cost the end of the stream: where the index counts too little, or is

@@ -388,6 +388,8 @@ fn what_a_strange_write_says_it_wrote_is_there_and_nothing_else() {
                 all.push(b'\n');
             }
             assert!(read(s.join("events")) == all, "{what}");
+            let hole = ["at 5", "at 2^62", "after a far seek"].contains(name);
+            assert!(!(one && hole) || len == 0, "{what}: one event has no holes");
             taken += usize::from(len > 0);
         }
         assert!(
@@ -486,51 +488,14 @@ fn any_bytes_are_a_horizon_or_are_not_there() {
     let mut bystander = Bystander::new(&m);
     let s = m.stream("s");
     append(s.join("events"), "x\n".repeat(30));
-    let mut names: Vec<Vec<u8>> = [
-        "18446744073709551615",
-        "18446744073709551616",
-        "68719476733",
-        "9223372036854775808",
-        "@",
-        "@@1",
-        "@1@",
-        "@.",
-        "@1.",
-        "@.1",
-        "@-1",
-        "@+1",
-        "@1e9",
-        "@ 1",
-        "@1.1.1",
-        "@99999999999999999999",
-        "@0.00000000000000000000000000001",
-        "00",
-        "01",
-        "+1",
-        "-0",
-        "1 ",
-        "\n1",
-        "1\n",
-        "0x1",
-        "٣",
-        "１",
-        "²",
-        "@٣",
-        "Ⅳ",
-        "next ",
-        "NEXT",
-        "beginning/",
-        "new",
-        "events",
-        "at",
-        "....",
-        "30",
-        "31",
-        "29",
-    ]
-    .iter()
-    .map(|name| name.as_bytes().to_vec())
-    .collect();
+    let known = "18446744073709551615|18446744073709551616|68719476733|9223372036854775808|@|@@1|\
+        @1@|@.|@1.|@.1|@-1|@+1|@1e9|@ 1|@1.1.1|@99999999999999999999|\
+        @0.00000000000000000000000000001|00|01|+1|-0|1 |\n1|1\n|0x1|٣|１|²|@٣|Ⅳ|next |\
+        NEXT|beginning/|new|events|at|....|30|31|29";
+    let mut names: Vec<_> = known
+        .split('|')
+        .map(|name| name.as_bytes().to_vec())
+        .collect();
     names.extend([
         b"9".repeat(255),
         [b"@", &b"9".repeat(254)[..]].concat(),
@@ -795,10 +760,6 @@ say('open')
     assert!(after[2] < after[0] + 4096, "{after:?} KiB");
 }
 
-fn is_stopped(program: &Follower) -> bool {
-    program.state() == 'T'
-}
-
 #[test]
 fn a_reader_that_stops_mid_way_holds_up_nobody() {
     let m = Mnt::new();
@@ -873,11 +834,14 @@ except OSError as e:
         let s = m.stream(format!("s{turn}"));
         append(s.join("events"), "first\n");
         let mut writer = Follower::start(&s, &["python3", "-Ic", script, file]);
-        eventually("it stops", || is_stopped(&writer));
-        append(s.join("events"), "other\n");
-        append(s.join("from/next"), "more\n".repeat(500));
+        eventually("it stops", || writer.state() == 'T');
+        let other = s.clone();
+        within(20, move || {
+            append(other.join("events"), "other\n");
+            append(other.join("from/next"), "more\n".repeat(500));
+            assert_eq!(count(&other), 502 + u64::from(file == "lines"));
+        });
         bystander.is_served();
-        assert_eq!(count(&s), 502 + u64::from(file == "lines"));
         if ends == "killed" {
             writer.child.kill().unwrap();
             writer.child.wait().unwrap();
