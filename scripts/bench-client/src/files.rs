@@ -150,7 +150,7 @@ impl Client for Files {
         assert!(self.mount, "nobody says when a plain file grows");
         let mut file = File::open(self.directory.join("follow/next")).expect("open");
         ready();
-        let (mut buffer, mut filled) = ([0; 64 << 10], 0);
+        let (mut buffer, mut filled) = (vec![0; 4096], 0);
         loop {
             let read = file.read(&mut buffer[filled..]).expect("read");
             assert!(read > 0, "a follower never comes to the end");

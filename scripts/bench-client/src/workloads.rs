@@ -194,7 +194,7 @@ pub fn idle(arguments: &Arguments) {
         let wait = move || {
             client.follow(&mut || ready.send(()).expect("main waits"), &mut |_| true);
         };
-        // A thread each would take 2 MiB of address space; this is enough for a read.
+        // 2 MiB of address space each, as is usual, would be much for so many.
         let thread = std::thread::Builder::new().stack_size(64 << 10).spawn(wait);
         thread.expect("a thread");
     }
