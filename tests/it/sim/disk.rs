@@ -32,6 +32,9 @@ impl Rng {
     pub(super) fn one_in(&mut self, n: usize) -> bool {
         self.below(n) == 0
     }
+    pub(super) fn one_of<T: Copy>(&mut self, all: &[T]) -> T {
+        all[self.below(all.len())]
+    }
 }
 
 const SECTOR: usize = 512;
@@ -66,28 +69,34 @@ pub(super) struct Inode {
 enum Luck {
     None,
     All,
-    /// Each one in so many.
-    Some(usize),
+    /// Any version of each sector.
+    Any,
+    /// One sector in so many is lost, or survives.
+    Most(usize),
+    Few(usize),
 }
 
 impl Luck {
     fn roll(rng: &mut Rng) -> Luck {
-        match rng.below(8) {
-            0 => Luck::None,
-            1 => Luck::All,
-            n => Luck::Some([2, 2, 2, 3, 8, 20][n - 2]),
-        }
+        rng.one_of(&[
+            Luck::None,
+            Luck::All,
+            Luck::Any,
+            Luck::Any,
+            Luck::Any,
+            Luck::Most(3),
+            Luck::Most(8),
+            Luck::Few(8),
+        ])
     }
+    /// Which of so many versions survives; 0 is what was there before them.
     fn version(self, rng: &mut Rng, versions: usize) -> usize {
         match self {
             Luck::None => 0,
             Luck::All => versions,
-            Luck::Some(2) => rng.below(versions + 1),
-            Luck::Some(3) if rng.one_in(3) => 0,
-            // Nearly all survives, or nearly nothing does.
-            Luck::Some(8) if rng.one_in(8) => 0,
-            Luck::Some(20) if !rng.one_in(8) => 0,
-            Luck::Some(_) => versions,
+            Luck::Any => rng.below(versions + 1),
+            Luck::Most(n) => versions * usize::from(!rng.one_in(n)),
+            Luck::Few(n) => versions * usize::from(rng.one_in(n)),
         }
     }
 }
@@ -157,18 +166,34 @@ impl Inode {
             }
         }
     }
-    fn crash(&mut self, rng: &mut Rng, luck: Luck) {
+    /// Says how much was not synced and survived: of so many sectors, so many in their last
+    /// version, so many in one before.
+    fn crash(&mut self, rng: &mut Rng, luck: Luck) -> (usize, usize, usize) {
         let mut lens = std::mem::take(&mut self.lens);
         lens.insert(0, self.disk.len());
         let len = lens[luck.version(rng, lens.len() - 1)];
         self.disk.resize(len.max(self.disk.len()), 0);
-        for (n, versions) in std::mem::take(&mut self.dirty) {
-            if let Some(kept) = luck.version(rng, versions.len()).checked_sub(1) {
+        let dirty = std::mem::take(&mut self.dirty);
+        let mut survived = (dirty.len(), 0, 0);
+        for (n, versions) in dirty {
+            let version = luck.version(rng, versions.len());
+            survived.1 += usize::from(version == versions.len());
+            survived.2 += usize::from((1..versions.len()).contains(&version));
+            if let Some(kept) = version.checked_sub(1) {
                 put(&mut self.disk, n, &versions[kept]);
             }
         }
         self.disk.truncate(len);
         self.cache.clone_from(&self.disk);
+        survived
+    }
+    /// A copy of the file, durable.
+    fn copy(&self) -> Inode {
+        Inode {
+            cache: self.cache.clone(),
+            disk: self.cache.clone(),
+            ..Inode::default()
+        }
     }
 }
 
@@ -177,7 +202,7 @@ pub(super) type Entries = BTreeMap<String, u64>;
 /// A directory; its changes since the last sync, each of which may survive a crash or not.
 #[derive(Clone, Default)]
 pub(super) struct Dir {
-    now: Entries,
+    pub(super) now: Entries,
     disk: Entries,
     changes: Vec<Vec<(String, Option<u64>)>>,
 }
@@ -205,90 +230,250 @@ pub(super) struct Held {
     shared: bool,
 }
 
-/// A defect of the disk itself, or of what the engine makes of it: each must be noticed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Defect {
-    /// fdatasync does nothing: as if the engine never called it.
-    SyncData,
-    /// fsync does nothing: a cut, an adopted batch, stay in the cache.
-    SyncAll,
-    /// Only names are never synced.
-    SyncDir,
-    /// A lock does not keep others out.
-    Lock,
-    /// A cut does nothing: what is left of a batch stays.
+pub(super) enum When {
+    Before,
+    During,
+    After,
+}
+
+/// What befalls one disk call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Strike {
+    /// The machine goes down.
+    Crash(When),
+    /// The process of the engine ends.
+    Kill(When),
+    /// Another host takes the engine's locks away, and drops what it writes. It is told of it by
+    /// what it asks next, but for writes and syncs.
+    CutOff,
+    /// The call fails; with ENOSPC where it takes up room.
+    Fail(i32),
+}
+
+impl Strike {
+    pub(super) const ALL: [Strike; 9] = [
+        Strike::Crash(When::Before),
+        Strike::Crash(When::During),
+        Strike::Crash(When::After),
+        Strike::Kill(When::Before),
+        Strike::Kill(When::During),
+        Strike::Kill(When::After),
+        Strike::CutOff,
+        Strike::Fail(libc::EIO),
+        Strike::Fail(libc::ENOSPC),
+    ];
+
+    fn roll(rng: &mut Rng) -> Strike {
+        let when = rng.one_of(&[When::Before, When::During, When::After]);
+        match rng.below(12) {
+            0..=7 => Strike::Crash(when),
+            8..=10 => Strike::Kill(when),
+            _ => Strike::CutOff,
+        }
+    }
+}
+
+/// What befalls the call after so many.
+#[derive(Clone, Copy)]
+pub(super) struct Doom {
+    pub(super) after: u64,
+    pub(super) strike: Strike,
+    /// Those that change nothing count, too.
+    pub(super) reads: bool,
+}
+
+impl Doom {
+    pub(super) fn roll(rng: &mut Rng) -> Doom {
+        let reads = rng.one_in(2);
+        Doom {
+            after: rng.next() % if reads { 60 } else { 12 },
+            strike: Strike::roll(rng),
+            reads,
+        }
+    }
+}
+
+/// What kind of disk call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Read,
+    /// Of a name.
+    Make,
+    Write,
     Cut,
-    /// Rewriting what is there already is skipped: adopted frames stay where they were lost.
-    Rewrite,
+    Sync,
+    Unlock,
+}
+
+impl Kind {
+    const ALL: [Kind; 6] = [
+        Kind::Read,
+        Kind::Make,
+        Kind::Write,
+        Kind::Cut,
+        Kind::Sync,
+        Kind::Unlock,
+    ];
+}
+
+/// How a disk call is to go.
+#[derive(Default)]
+struct Turn {
+    fail: Option<i32>,
+    short: bool,
+    /// The machine goes down in the middle of a sync.
+    torn: bool,
+    /// The engine was cut off: what it writes goes nowhere.
+    adrift: bool,
+}
+
+/// How the world of a seed is. Each has its own, for what is rare with all of it at once.
+pub(super) struct Climate {
+    /// One failure follows another.
+    pub(super) rates: &'static [Option<usize>],
+    /// Only calls of these kinds fail.
+    weak: &'static [Kind],
+    /// The steps ahead of a log find no room, often.
+    pub(super) tight: bool,
+    /// The clock may go back so many nanoseconds in a crash.
+    pub(super) back: u64,
+    /// How often the machine goes down: a step in so many.
+    pub(super) crashes: usize,
+    /// All frames take a multiple of this: what is old fits where it does not belong. 0: any size.
+    pub(super) unit: usize,
+    /// Events hold frames that would be the next ones.
+    pub(super) traps: bool,
+    /// Up to so many batches are committed at once.
+    pub(super) together: usize,
+    /// So many names are in use.
+    pub(super) names: usize,
+    /// Of a hundred operations so many unlink an index.
+    pub(super) unlinks: usize,
+    /// So many of the sectors that were written survive everywhere.
+    luck: Option<Luck>,
+}
+
+impl Climate {
+    fn roll(rng: &mut Rng) -> Climate {
+        Climate {
+            rates: rng.one_of(&[
+                &[None][..],
+                &[None, None, Some(40)],
+                &[None, None, None, None, Some(40), Some(15), Some(5), Some(2)],
+                &[Some(15), Some(5), Some(2)],
+            ]),
+            weak: rng.one_of(&[
+                &Kind::ALL[..],
+                &Kind::ALL,
+                &Kind::ALL,
+                &[Kind::Write],
+                &[Kind::Write, Kind::Cut],
+                &[Kind::Sync],
+                &[Kind::Sync, Kind::Cut],
+                &[Kind::Unlock],
+            ]),
+            tight: rng.one_in(4),
+            back: rng.one_of(&[0, 1000, 1_000_000_000, 3_600_000_000_000]),
+            crashes: rng.one_of(&[3, 15, 40]),
+            unit: rng.one_of(&[0, 0, 0, 32, 100, 256, 512, 512]),
+            traps: rng.one_in(2),
+            together: rng.one_of(&[1, 2, 4]),
+            names: rng.one_of(&[1, 1, 2, 3, 5]),
+            unlinks: rng.one_of(&[0, 2, 10]),
+            luck: rng.one_of(&[None, None, None, None, Some(Luck::All), Some(Luck::Most(8))]),
+        }
+    }
 }
 
 /// What happens at a coming disk call.
 pub(super) type Hook = Box<dyn FnOnce() + Send>;
 
+/// Two that write, one that only reads.
+pub(super) const ENGINES: usize = 3;
+pub(super) const READER: usize = 2;
+
 pub(super) struct World {
     pub(super) rng: Rng,
+    pub(super) climate: Climate,
     pub(super) files: BTreeMap<u64, Inode>,
     pub(super) dirs: BTreeMap<u64, Dir>,
     pub(super) locks: Vec<Held>,
     pub(super) last: u64,
     pub(super) clock: u64,
     /// The incarnation of each engine that lives.
-    pub(super) alive: [u64; 2],
+    pub(super) alive: [u64; ENGINES],
+    pub(super) adrift: [bool; ENGINES],
     pub(super) down: bool,
-    /// Faults are off.
+    /// Nothing fails.
     pub(super) calm: bool,
     pub(super) full: bool,
     /// One call in so many fails.
     pub(super) rate: Option<usize>,
-    /// At which call to crash, the machine or only the engine.
-    pub(super) doom: Option<(u64, bool)>,
+    pub(super) doom: Option<Doom>,
+    /// Another engine does something before the call after so many.
     pub(super) hook: Option<(u64, Hook)>,
-    pub(super) defect: Option<Defect>,
+    /// Another thread of the same engine hands in a batch.
+    pub(super) mate: Option<(u64, Hook)>,
     pub(super) verbose: bool,
     pub(super) trace: Vec<String>,
     pub(super) failure: Option<String>,
-    /// Faults of any kind; those that a stream may stop for.
+    /// Whatever may make an answer other than expected; what a stream may stop for.
     pub(super) faults: u64,
     pub(super) grave: u64,
+    /// The names of streams changed so often.
+    pub(super) moves: u64,
+    /// The names each stream may have.
+    pub(super) names: BTreeMap<u64, Vec<String>>,
     pub(super) writes: u64,
     pub(super) calls: u64,
+    /// Those that something might befall.
+    pub(super) turns: u64,
     pub(super) stats: Stats,
 }
 
 /// How often what happened.
-pub(super) type Stats = BTreeMap<&'static str, u64>;
+pub(super) type Stats = BTreeMap<String, u64>;
 
 const ROOT: u64 = 1;
+/// No run takes so many calls, unless it does not come to an end.
+const ENDLESS: u64 = 1_000_000;
 
 impl World {
-    pub(super) fn new(seed: u64, defect: Option<Defect>, verbose: bool) -> World {
+    pub(super) fn new(seed: u64, verbose: bool) -> World {
+        let mut rng = Rng(seed);
         World {
-            rng: Rng(seed),
+            climate: Climate::roll(&mut rng),
+            rng,
             files: BTreeMap::new(),
             dirs: [(ROOT, Dir::default())].into(),
             locks: Vec::new(),
             last: ROOT,
             clock: 1_700_000_000_000_000_000,
-            alive: [0; 2],
+            alive: [0; ENGINES],
+            adrift: [false; ENGINES],
             down: false,
             calm: false,
             full: false,
             rate: None,
             doom: None,
             hook: None,
-            defect,
+            mate: None,
             verbose,
             trace: Vec::new(),
             failure: None,
             faults: 0,
             grave: 0,
+            moves: 0,
+            names: BTreeMap::new(),
             writes: 0,
             calls: 0,
+            turns: 0,
             stats: Stats::new(),
         }
     }
-    pub(super) fn count(&mut self, what: &'static str) {
-        *self.stats.entry(what).or_default() += 1;
+    pub(super) fn count(&mut self, what: impl Into<String>) {
+        *self.stats.entry(what.into()).or_default() += 1;
     }
     pub(super) fn note(&mut self, line: String) {
         if self.verbose {
@@ -296,14 +481,22 @@ impl World {
         }
         self.trace.push(line);
     }
+    pub(super) fn fail(&mut self, why: String) {
+        self.note(format!("FAILED: {why}"));
+        self.failure.get_or_insert(why);
+    }
+    /// The directory of that name.
     pub(super) fn dir(&self, name: &str) -> io::Result<u64> {
         match name {
             "" => Ok(ROOT),
             _ => {
-                let ino = self.dirs[&ROOT].now.get(name);
+                let ino = self.streams().get(name);
                 ino.copied().map_or_else(|| errno(libc::ENOENT), Ok)
             }
         }
+    }
+    pub(super) fn streams(&self) -> &Entries {
+        &self.dirs[&ROOT].now
     }
     /// The directory of a path and the last name of it.
     fn place(&self, path: &Path) -> io::Result<(u64, String)> {
@@ -320,19 +513,31 @@ impl World {
         self.last += 1;
         self.last
     }
-    fn name_of(&self, ino: u64) -> Option<(u64, String)> {
-        let mut all = self
-            .dirs
-            .iter()
-            .flat_map(|(dir, d)| d.now.iter().map(move |e| (*dir, e)));
-        all.find(|(_, (_, found))| **found == ino)
-            .map(|(dir, (name, _))| (dir, name.clone()))
+    fn name_of(&self, ino: u64) -> Option<(u64, &str)> {
+        self.dirs.iter().find_map(|(dir, d)| {
+            let (name, _) = d.now.iter().find(|(_, found)| **found == ino)?;
+            Some((*dir, name.as_str()))
+        })
+    }
+    fn is(&self, ino: u64, what: &str) -> bool {
+        self.name_of(ino).is_some_and(|(_, name)| name == what)
+    }
+    fn change(&mut self, dir: u64, change: Vec<(String, Option<u64>)>) {
+        if dir == ROOT {
+            self.moves += 1;
+            for (name, ino) in &change {
+                let names = ino.map(|ino| self.names.entry(ino).or_default());
+                if let Some(names) = names {
+                    names.push(name.clone());
+                }
+            }
+        }
+        self.dirs.get_mut(&dir).unwrap().change(change);
     }
     pub(super) fn unlink(&mut self, path: &Path) -> io::Result<()> {
         self.ino(path)?;
         let (dir, name) = self.place(path)?;
-        let change = vec![(name, None)];
-        self.dirs.get_mut(&dir).unwrap().change(change);
+        self.change(dir, vec![(name, None)]);
         Ok(())
     }
     /// Only who holds the lock of a stream's log may change the stream's files.
@@ -342,14 +547,12 @@ impl World {
         };
         let log = self.dirs[&dir].now.get("log").copied();
         let held = |h: &Held| Some(h.ino) == log && h.engine == engine && !h.shared;
-        if !self.locks.iter().any(held) && self.defect.is_none() {
-            self.fail(format!("engine {engine} changed {name} without the lock"));
+        if !self.locks.iter().any(held) {
+            let why = format!("engine {engine} changed {name} without the lock");
+            self.fail(why);
         }
     }
-    pub(super) fn fail(&mut self, why: String) {
-        self.note(format!("FAILED: {why}"));
-        self.failure.get_or_insert(why);
-    }
+    /// The machine goes down, or an engine.
     pub(super) fn die(&mut self, machine: bool, engine: usize) {
         self.note(format!("    {}", if machine { "CRASH" } else { "KILLED" }));
         self.doom = None;
@@ -358,27 +561,46 @@ impl World {
         if machine {
             self.down = true;
             self.locks.clear();
-            self.count("crashes");
         } else {
-            self.count("kills");
             self.alive[engine] += 1;
             self.locks.retain(|held| held.engine != engine);
             if self.rng.one_in(2) {
                 // While another engine mends what this one left.
-                self.doom = Some((self.rng.next() % 60, true));
+                self.doom = Some(Doom {
+                    strike: Strike::Crash(When::After),
+                    ..Doom::roll(&mut self.rng)
+                });
             }
         }
     }
+    fn cut_off(&mut self, engine: usize) {
+        self.note("    CUT OFF".into());
+        self.grave += 1;
+        self.faults += 1;
+        self.adrift[engine] = true;
+        self.locks.retain(|held| held.engine != engine);
+    }
     /// The machine starts again, with what survived.
     pub(super) fn reboot(&mut self) {
+        self.count("crashes");
         let World {
-            rng, files, dirs, ..
+            rng,
+            files,
+            dirs,
+            stats,
+            climate,
+            ..
         } = self;
-        let (data, names) = (Luck::roll(rng), Luck::roll(rng));
+        let names = Luck::roll(rng);
         for dir in dirs.values_mut() {
+            let mut lost = Vec::new();
             for change in std::mem::take(&mut dir.changes) {
-                if names.version(rng, 1) == 1 {
+                // No file system gives a name anew that was not free.
+                let held = change.iter().any(|(name, _)| lost.contains(name));
+                if !held && names.version(rng, 1) == 1 {
                     apply(&mut dir.disk, &change);
+                } else {
+                    lost.extend(change.into_iter().map(|(name, _)| name));
                 }
             }
             dir.now.clone_from(&dir.disk);
@@ -386,18 +608,102 @@ impl World {
         let root = dirs[&ROOT].now.clone();
         dirs.retain(|ino, _| *ino == ROOT || root.values().any(|dir| dir == ino));
         files.retain(|ino, _| dirs.values().any(|dir| dir.now.values().any(|i| i == ino)));
+        // One log may be lucky while its index is not.
+        let (all, each) = (climate.luck.unwrap_or(Luck::roll(rng)), rng.one_in(2));
         for file in files.values_mut() {
-            file.crash(rng, data);
+            let luck = if each { Luck::roll(rng) } else { all };
+            let what = match file.crash(rng, luck) {
+                (0, ..) => continue,
+                (_, _, 1..) => "un-synced writes that survived out of order",
+                (_, 0, _) => "un-synced writes lost",
+                (dirty, last, _) if last < dirty => "un-synced writes torn",
+                _ => "un-synced writes that survived",
+            };
+            *stats.entry(what.into()).or_default() += 1;
         }
+        self.moves += 1;
         self.down = false;
         self.doom = None;
         self.full = false;
         self.locks.clear();
+        self.adrift = [false; ENGINES];
         for alive in &mut self.alive {
             *alive += 1;
         }
         // The clock of a machine may be wrong after it.
-        self.clock -= self.rng.next() % [1000, 1_000_000_000][self.rng.below(2)];
+        self.clock -= self.rng.next() % self.climate.back.max(1);
+    }
+    /// A stream comes back from a backup: its log is another file, its index as it was copied, or
+    /// that of another stream.
+    pub(super) fn restore(&mut self, name: &str, other: &str) {
+        let (Ok(dir), Ok(other)) = (self.dir(name), self.dir(other)) else {
+            return;
+        };
+        let file = |dir: u64, name: &str| self.files.get(self.dirs[&dir].now.get(name)?);
+        let (Some(log), Some(index)) = (file(dir, "log"), file(other, "index")) else {
+            return;
+        };
+        let copies = [("log", log.copy()), ("index", index.copy())];
+        for (name, copy) in copies {
+            let ino = self.fresh();
+            self.files.insert(ino, copy);
+            self.change(dir, vec![(name.into(), Some(ino))]);
+        }
+        let dir = self.dirs.get_mut(&dir).unwrap();
+        dir.disk.clone_from(&dir.now);
+        dir.changes.clear();
+        self.count("restored from a backup");
+    }
+    /// What befalls this call.
+    fn strike(&mut self, kind: Kind) -> Option<Strike> {
+        let doom = self.doom.as_mut()?;
+        if kind == Kind::Read && !doom.reads {
+            return None;
+        }
+        match doom.after.checked_sub(1) {
+            Some(less) => {
+                doom.after = less;
+                None
+            }
+            None => self.doom.take().map(|doom| doom.strike),
+        }
+    }
+    /// How a call fails, if it does.
+    fn fails(&mut self, kind: Kind) -> Option<i32> {
+        let weak = self.climate.weak.contains(&kind);
+        if !self.rate.is_some_and(|rate| weak && self.rng.one_in(rate)) {
+            return None;
+        }
+        Some(match kind {
+            Kind::Read | Kind::Cut => self.rng.one_of(&[libc::EIO, libc::ENOMEM]),
+            Kind::Make => self.rng.one_of(&[libc::EIO, libc::ENOMEM, libc::ENOSPC]),
+            Kind::Write => self.rng.one_of(&[libc::EIO, libc::ENOSPC]),
+            Kind::Sync | Kind::Unlock => libc::EIO,
+        })
+    }
+    /// Something is not as it would be on a good disk.
+    fn inject(&mut self, code: i32, kind: Kind) {
+        self.faults += 1;
+        // A full disk the engine must cope with; what was written before an unlock stays.
+        self.grave += u64::from(code != libc::ENOSPC && kind != Kind::Unlock);
+        let code = match code {
+            libc::EIO => "EIO",
+            libc::ENOSPC => "ENOSPC",
+            _ => "ENOMEM",
+        };
+        self.count(format!("{code} at a {kind:?}"));
+    }
+}
+
+/// The hook, when this is its call.
+fn due(slot: &mut Option<(u64, Hook)>) -> Option<Hook> {
+    match slot {
+        Some((0, _)) => slot.take().map(|(_, hook)| hook),
+        Some((left, _)) => {
+            *left -= 1;
+            None
+        }
+        None => None,
     }
 }
 
@@ -421,78 +727,107 @@ impl Drop for SimFile {
     }
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    Read,
-    Name,
-    Write,
-    Sync,
-    Unlock,
-}
-
 impl SimDisk {
-    /// A disk call: something else may happen first, the world may end before or behind it, it may
-    /// be told to `fail`.
+    /// The world, after what happens before this call.
+    fn enter(&self) -> MutexGuard<'_, World> {
+        let mut world = lock(&self.world);
+        if world.calm {
+            return world;
+        }
+        let hooks = [due(&mut world.hook), due(&mut world.mate)];
+        for hook in hooks.into_iter().flatten() {
+            drop(world);
+            hook();
+            world = lock(&self.world);
+        }
+        world
+    }
+
+    /// A disk call: something else may happen first, the world may end before, in or behind it, it
+    /// may be told to fail.
     fn call<R>(
         &self,
         kind: Kind,
         what: impl FnOnce() -> String,
-        run: impl FnOnce(&mut World, bool, bool) -> io::Result<R>,
+        run: impl FnOnce(&mut World, Turn) -> io::Result<R>,
     ) -> io::Result<R> {
-        let mut world = lock(&self.world);
-        if !world.calm && world.hook.as_ref().is_some_and(|hook| hook.0 == 0) {
-            let hook = world.hook.take();
-            drop(world);
-            hook.unwrap().1();
-            world = lock(&self.world);
-        } else if let Some(hook) = &mut world.hook {
-            hook.0 = hook.0.saturating_sub(1);
-        }
+        let mut world = self.enter();
         let w = &mut *world;
         w.calls += 1;
+        if w.calls == ENDLESS {
+            w.fail("it does not come to an end".into());
+            w.down = true;
+        }
         if w.down || w.alive[self.engine] != self.incarnation {
             w.faults += 1;
             return errno(libc::EIO);
         }
-        let (mut fail, mut doomed) = (false, None);
+        let (mut turn, mut strike) = (Turn::default(), None);
         if !w.calm {
-            if let Some(doom) = &mut w.doom {
-                doom.0 = doom.0.wrapping_sub(1);
-                if doom.0 == u64::MAX {
-                    doomed = w.doom.take();
-                }
-            }
-            fail = w.rate.is_some_and(|rate| w.rng.one_in(rate));
+            w.turns += 1;
+            strike = w.strike(kind);
+            turn.fail = w.fails(kind);
+            turn.short = w.rng.one_in(12);
         }
-        if w.verbose || fail || doomed.is_some() {
-            let failing = if fail { "  FAILS" } else { "" };
-            let line = format!("    {} {}{failing}", self.engine, what());
+        match strike {
+            Some(Strike::CutOff) => w.cut_off(self.engine),
+            Some(Strike::Fail(libc::ENOSPC)) if !matches!(kind, Kind::Write | Kind::Make) => {}
+            Some(Strike::Fail(code)) => turn.fail = Some(code),
+            _ => {}
+        }
+        if w.verbose || turn.fail.is_some() || strike.is_some() {
+            let told = turn
+                .fail
+                .map_or(String::new(), |code| format!("  FAILS {code}"));
+            let line = format!("    {} {}{told}", self.engine, what());
             w.note(line);
         }
-        if let Some((_, machine)) = doomed {
-            if w.rng.one_in(3) {
+        if let Some(Strike::Crash(when) | Strike::Kill(when)) = strike {
+            let machine = matches!(strike, Some(Strike::Crash(_)));
+            let end = if machine { "crash" } else { "kill" };
+            w.count(format!("{end} {when:?} a {kind:?}"));
+            if when != When::Before {
+                let during = when == When::During;
+                let short = during && kind == Kind::Write;
+                let torn = during && machine && kind == Kind::Sync;
+                let turn = Turn {
+                    short,
+                    torn,
+                    ..Turn::default()
+                };
+                let result = run(w, turn);
                 w.die(machine, self.engine);
-                return errno(libc::EIO);
+                // A file locks the world when it is dropped.
+                drop(world);
+                drop(result);
+            } else {
+                w.die(machine, self.engine);
             }
-            // A write may be cut short by it; what a crash does to it is seen at the reboot.
-            let short = !machine && kind == Kind::Write && w.rng.one_in(2);
-            let result = run(w, false, short);
-            w.die(machine, self.engine);
-            // A file locks the world when it is dropped.
-            drop(world);
-            drop(result);
             return errno(libc::EIO);
         }
-        if fail {
+        turn.adrift = w.adrift[self.engine];
+        if turn.adrift {
+            if strike.is_some() {
+                w.count(format!("cut off before a {kind:?}"));
+            }
+            turn.fail = None;
             w.faults += 1;
-            w.count("faults");
-            w.grave += u64::from(kind != Kind::Unlock);
+            // What it writes and syncs it believes, and perhaps that a file is as it was.
+            let believed = match kind {
+                Kind::Write | Kind::Sync => true,
+                Kind::Read => w.rng.one_in(2),
+                Kind::Make | Kind::Cut | Kind::Unlock => false,
+            };
+            if !believed {
+                return errno(libc::EIO);
+            }
+        } else if let Some(code) = turn.fail {
+            w.inject(code, kind);
+            if matches!(kind, Kind::Read | Kind::Make | Kind::Cut) {
+                return errno(code);
+            }
         }
-        if fail && (kind == Kind::Read || kind == Kind::Name) {
-            return errno([libc::EIO, libc::ENOMEM][w.rng.below(2)]);
-        }
-        let short = !w.calm && w.rng.one_in(12);
-        let result = run(w, fail, short);
+        let result = run(w, turn);
         if w.verbose && result.is_err() {
             w.note("        failed".into());
         }
@@ -505,19 +840,19 @@ impl Disk for SimDisk {
 
     fn open(&self, path: &Path, create: bool) -> io::Result<SimFile> {
         let what = || format!("open {} {create}", path.display());
-        self.call(Kind::Read, what, |w, _, _| {
+        self.call(Kind::Read, what, |w, turn| {
             let (dir, name) = w.place(path)?;
             let ino = match w.dirs[&dir].now.get(&name) {
                 Some(ino) => *ino,
+                None if turn.adrift => return errno(libc::EIO),
                 None if create && w.full && !w.calm => {
-                    w.faults += 1;
+                    w.inject(libc::ENOSPC, Kind::Make);
                     return errno(libc::ENOSPC);
                 }
                 None if create => {
                     let ino = w.fresh();
                     w.files.insert(ino, Inode::default());
-                    let change = vec![(name, Some(ino))];
-                    w.dirs.get_mut(&dir).unwrap().change(change);
+                    w.change(dir, vec![(name, Some(ino))]);
                     ino
                 }
                 None => return errno(libc::ENOENT),
@@ -529,9 +864,9 @@ impl Disk for SimDisk {
 
     fn scratch(&self) -> io::Result<SimFile> {
         self.call(
-            Kind::Read,
+            Kind::Make,
             || "scratch".into(),
-            |w, _, _| {
+            |w, _| {
                 let (world, ino, handle) = (self.world.clone(), w.fresh(), w.fresh());
                 w.files.insert(ino, Inode::default());
                 Ok(SimFile { world, ino, handle })
@@ -542,13 +877,14 @@ impl Disk for SimDisk {
     fn read_at(&self, file: &SimFile, bytes: &mut [u8], at: u64) -> io::Result<usize> {
         let len = bytes.len();
         let what = || format!("read {} {len}+{at}", file.ino);
-        self.call(Kind::Read, what, |w, _, short| {
+        self.call(Kind::Read, what, |w, turn| {
             let from = w.files[&file.ino].cache.get(at as usize..);
             let from = from.unwrap_or_default();
             let mut len = from.len().min(len);
             bytes[..len].copy_from_slice(&from[..len]);
-            if short && len > 1 {
+            if turn.short && len > 1 {
                 len = 1 + w.rng.below(len - 1);
+                w.count("short reads");
             }
             Ok(len)
         })
@@ -556,79 +892,80 @@ impl Disk for SimDisk {
 
     fn write_at(&self, file: &SimFile, bytes: &[u8], at: u64) -> io::Result<usize> {
         let what = || format!("write {} {}+{at}", file.ino, bytes.len());
-        self.call(Kind::Write, what, |w, fail, short| {
+        self.call(Kind::Write, what, |w, turn| {
             let at = at as usize;
-            let index = w.name_of(file.ino).is_some_and(|(_, name)| name == "index");
-            if !index || at < 16 {
+            if turn.adrift {
+                return Ok(bytes.len());
+            }
+            if !w.is(file.ino, "index") || at < 16 {
                 // Of the index only the count; a reader may mend the hints behind it.
                 w.check_lock(file.ino, self.engine);
             }
+            let named = w.name_of(file.ino).is_some();
+            w.writes += u64::from(named);
             let mut len = bytes.len();
             // A few bytes are written whole or not at all.
-            let partly = (short || fail) && len > SECTOR;
+            let partly = (turn.short || turn.fail.is_some()) && len > SECTOR;
             if partly {
                 len = 1 + w.rng.below(len - 1);
+                w.count("short writes");
+            } else if turn.fail.is_some() {
+                len = 0;
             }
             let old = w.files[&file.ino].cache.len();
-            let full = w.full && !w.calm && at + len > old && w.name_of(file.ino).is_some();
+            let full = w.full && !w.calm && at + len > old && named;
             if full {
-                w.faults += 1;
+                w.inject(libc::ENOSPC, Kind::Write);
                 len = old.saturating_sub(at).min(len);
             }
-            w.writes += u64::from(w.name_of(file.ino).is_some());
-            let kept = if fail && !partly { 0 } else { len };
-            let rewrite = w.defect == Some(Defect::Rewrite);
-            let inode = w.files.get_mut(&file.ino).unwrap();
-            let same = inode.cache.get(at..at + kept) == Some(&bytes[..kept]);
-            if kept > 0 && !(rewrite && same) {
-                inode.write(&bytes[..kept], at);
+            if len > 0 {
+                let inode = w.files.get_mut(&file.ino).unwrap();
+                inode.write(&bytes[..len], at);
             }
-            match (fail, full && len == 0) {
-                (true, _) if w.rng.one_in(2) => {
-                    w.grave -= 1; // The disk says no; the engine must cope.
-                    errno(libc::ENOSPC)
-                }
-                (true, _) => errno(libc::EIO),
-                (_, true) => errno(libc::ENOSPC),
-                _ => Ok(len),
+            match turn.fail {
+                Some(code) => errno(code),
+                None if full && len == 0 => errno(libc::ENOSPC),
+                None => Ok(len),
             }
         })
     }
 
     fn reserve(&self, file: &SimFile, from: u64, to: u64) -> io::Result<()> {
         let what = || format!("reserve {} {from}..{to}", file.ino);
-        self.call(Kind::Write, what, |w, fail, _| {
+        self.call(Kind::Write, what, |w, turn| {
+            if turn.adrift {
+                return Ok(());
+            }
             w.check_lock(file.ino, self.engine);
-            let mut to = to as usize;
-            let full = w.full && !w.calm;
-            if fail || full {
-                to = from as usize + w.rng.below(to - from as usize);
-            }
-            if full {
-                to = from as usize;
-                w.faults += 1;
-            }
             w.writes += 1;
+            let tight = w.climate.tight && w.is(file.ino, "log") && w.rng.one_in(2);
+            let full = !w.calm && (w.full || tight);
+            let (from, mut to) = (from as usize, to as usize);
+            if full {
+                w.inject(libc::ENOSPC, Kind::Write);
+                to = from;
+            } else if turn.fail.is_some() || turn.short {
+                to = from + w.rng.below(to - from);
+            }
             let inode = w.files.get_mut(&file.ino).unwrap();
             if inode.cache.len() < to {
-                inode.write(&vec![0; to - from as usize], from as usize);
+                inode.write(&vec![0; to - from], from);
             }
-            if full || (fail && w.rng.one_in(2)) {
-                w.grave -= u64::from(fail);
-                return errno(libc::ENOSPC);
+            match turn.fail {
+                Some(code) => errno(code),
+                None if full => errno(libc::ENOSPC),
+                None => Ok(()),
             }
-            if fail { errno(libc::EIO) } else { Ok(()) }
         })
     }
 
     fn set_len(&self, file: &SimFile, len: u64) -> io::Result<()> {
         let what = || format!("set_len {} {len}", file.ino);
-        self.call(Kind::Name, what, |w, _, _| {
+        self.call(Kind::Cut, what, |w, _| {
             w.check_lock(file.ino, self.engine);
             w.writes += 1;
-            if w.defect != Some(Defect::Cut) {
-                w.files.get_mut(&file.ino).unwrap().set_len(len as usize);
-            }
+            let inode = w.files.get_mut(&file.ino).unwrap();
+            inode.set_len(len as usize);
             Ok(())
         })
     }
@@ -643,7 +980,7 @@ impl Disk for SimDisk {
 
     fn stat(&self, file: &SimFile) -> io::Result<Stat> {
         let what = || format!("stat {}", file.ino);
-        self.call(Kind::Read, what, |w, _, _| {
+        self.call(Kind::Read, what, |w, _| {
             Ok(Stat {
                 len: w.files[&file.ino].cache.len() as u64,
                 named: w.name_of(file.ino).is_some(),
@@ -654,10 +991,13 @@ impl Disk for SimDisk {
 
     fn lock(&self, file: &SimFile, shared: bool) -> io::Result<()> {
         let what = || format!("lock {} {shared}", file.ino);
-        self.call(Kind::Read, what, |w, _, _| {
+        self.call(Kind::Read, what, |w, turn| {
+            if turn.adrift {
+                return errno(libc::EIO);
+            }
             let others = |h: &&Held| h.ino == file.ino && !(h.shared && shared);
             let holder = w.locks.iter().find(others).map(|h| h.engine);
-            if let Some(holder) = holder.filter(|_| w.defect != Some(Defect::Lock)) {
+            if let Some(holder) = holder {
                 // It would wait for whom it interrupts.
                 if holder == self.engine {
                     w.fail("an engine waits for itself".into());
@@ -677,35 +1017,34 @@ impl Disk for SimDisk {
 
     fn unlock(&self, file: &SimFile) -> io::Result<()> {
         let what = || format!("unlock {}", file.ino);
-        self.call(Kind::Unlock, what, |w, fail, _| {
+        self.call(Kind::Unlock, what, |w, turn| {
             w.locks.retain(|held| held.handle != file.handle);
-            if fail { errno(libc::EIO) } else { Ok(()) }
+            turn.fail.map_or(Ok(()), errno)
         })
     }
 
     fn identity(&self, path: &Path) -> io::Result<u64> {
         let what = || format!("identity {}", path.display());
-        self.call(Kind::Read, what, |w, _, _| w.ino(path))
+        self.call(Kind::Read, what, |w, _| w.ino(path))
     }
 
     fn create_dir(&self, path: &Path, _: u32) -> io::Result<()> {
         let what = || format!("mkdir {}", path.display());
-        self.call(Kind::Name, what, |w, _, _| {
+        self.call(Kind::Make, what, |w, _| {
             let (dir, name) = w.place(path)?;
             if w.dirs[&dir].now.contains_key(&name) {
                 return errno(libc::EEXIST);
             }
             let ino = w.fresh();
             w.dirs.insert(ino, Dir::default());
-            let change = vec![(name, Some(ino))];
-            w.dirs.get_mut(&dir).unwrap().change(change);
+            w.change(dir, vec![(name, Some(ino))]);
             Ok(())
         })
     }
 
     fn remove_dir(&self, path: &Path) -> io::Result<()> {
         let what = || format!("rmdir {}", path.display());
-        self.call(Kind::Name, what, |w, _, _| {
+        self.call(Kind::Make, what, |w, _| {
             if !w.dirs[&w.ino(path)?].now.is_empty() {
                 return errno(libc::ENOTEMPTY);
             }
@@ -715,30 +1054,35 @@ impl Disk for SimDisk {
 
     fn remove_file(&self, path: &Path) -> io::Result<()> {
         let what = || format!("unlink {}", path.display());
-        self.call(Kind::Name, what, |w, _, _| w.unlink(path))
+        self.call(Kind::Make, what, |w, _| w.unlink(path))
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         let what = || format!("rename {} {}", from.display(), to.display());
-        self.call(Kind::Name, what, |w, _, _| {
+        self.call(Kind::Make, what, |w, _| {
             let (ino, (dir, old), (_, new)) = (w.ino(from)?, w.place(from)?, w.place(to)?);
             if let Ok(replaced) = w.ino(to)
                 && !w.dirs[&replaced].now.is_empty()
             {
                 return errno(libc::ENOTEMPTY);
             }
-            let change = vec![(old, None), (new, Some(ino))];
-            w.dirs.get_mut(&dir).unwrap().change(change);
+            w.change(dir, vec![(old, None), (new, Some(ino))]);
             Ok(())
         })
     }
 
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
         let what = || format!("sync_dir {:?}", path.display());
-        self.call(Kind::Name, what, |w, _, _| {
+        self.call(Kind::Sync, what, |w, turn| {
+            if turn.adrift {
+                return errno(libc::EIO);
+            }
+            if let Some(code) = turn.fail {
+                return errno(code);
+            }
             let dir = w.dir(path.to_str().unwrap())?;
-            if w.defect != Some(Defect::SyncDir) {
-                let dir = w.dirs.get_mut(&dir).unwrap();
+            let dir = w.dirs.get_mut(&dir).unwrap();
+            if !turn.torn {
                 dir.disk.clone_from(&dir.now);
                 dir.changes.clear();
             }
@@ -750,8 +1094,8 @@ impl Disk for SimDisk {
         self.call(
             Kind::Read,
             || "streams".into(),
-            |w, _, _| {
-                let names: Vec<_> = w.dirs[&ROOT].now.keys().cloned().collect();
+            |w, _| {
+                let names: Vec<_> = w.streams().keys().cloned().collect();
                 Ok(Box::new(names.into_iter().map(|n| Ok(OsString::from(n)))) as Names)
             },
         )
@@ -770,25 +1114,27 @@ impl Disk for SimDisk {
 impl SimDisk {
     fn sync(&self, file: &SimFile, all: bool) -> io::Result<()> {
         let what = || format!("sync {} {all}", file.ino);
-        self.call(Kind::Sync, what, |w, fail, _| {
+        self.call(Kind::Sync, what, |w, turn| {
+            if turn.adrift {
+                return Ok(());
+            }
             let World { rng, files, .. } = w;
             let inode = files.get_mut(&file.ino).unwrap();
-            if fail {
-                let luck = Luck::roll(rng);
-                if !rng.one_in(4) {
+            let luck = Luck::roll(rng);
+            if let Some(code) = turn.fail {
+                let (lost, evicted) = (!rng.one_in(4), rng.one_in(3));
+                if lost {
                     inode.lose(rng, luck);
+                    w.count("failed syncs that lost their pages");
                 }
-                if rng.one_in(3) {
-                    inode.evict();
+                if evicted {
+                    w.files.get_mut(&file.ino).unwrap().evict();
                 }
-                return errno(libc::EIO);
+                return errno(code);
             }
-            let broken = if all {
-                Defect::SyncAll
+            if turn.torn {
+                inode.lose(rng, luck);
             } else {
-                Defect::SyncData
-            };
-            if w.defect != Some(broken) {
                 inode.sync(all);
             }
             Ok(())

@@ -1,0 +1,672 @@
+//! What the engines are made to do.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use smolstore::batch::Shape;
+use smolstore::commit::Batch;
+use smolstore::{Error, Event, frame};
+
+use super::disk::{Hook, READER, Rng, SimDisk, lock};
+use super::model::{Attempt, Sight, mark};
+use super::{Engine, Sim, Stream};
+
+const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
+/// Bytes of a frame that are not the event's.
+const OVERHEAD: usize = frame::OVERHEAD as usize;
+
+/// A batch that is ready to be committed.
+struct Job {
+    id: u64,
+    guard: Option<u64>,
+    batch: Batch<SimDisk>,
+}
+
+/// Batches that wait to be handed in, and what was answered to the others.
+#[derive(Default)]
+struct Line {
+    waiting: VecDeque<Job>,
+    order: Vec<u64>,
+    answers: BTreeMap<u64, (Result<u64, Error>, u64)>,
+}
+
+/// What was known when an operation began.
+struct Before {
+    faults: u64,
+    moves: u64,
+    stream: u64,
+}
+
+impl Sim {
+    /// One operation of one engine. `nested`: in the middle of one of another's.
+    pub(super) fn operate(self: &Arc<Sim>, engine: usize, nested: bool) {
+        let Some(store) = self.engine(engine) else {
+            return;
+        };
+        let names = self.world().climate.names;
+        let name = NAMES[self.roll(names).min(self.roll(names))];
+        let roll = self.roll(100);
+        let unlinks = self.world().climate.unlinks;
+        match roll {
+            _ if engine == READER => self.read(engine, &store, name),
+            0..=49 => self.append(engine, &store, name),
+            50..=56 => self.abandon(engine, &store, name),
+            57..=67 => self.read(engine, &store, name),
+            68..=76 => self.check(engine, &store, name, Sight::Durable),
+            77..=79 => self.remove(engine, &store, name),
+            80..=82 => self.rename(engine, &store, name),
+            83..=86 if !nested => {
+                self.note(format!("  {engine} reopens"));
+                drop(store);
+                self.stop(engine);
+                self.start(engine);
+            }
+            87 | 88 => {
+                let mut w = self.world();
+                w.full = !w.full;
+                let full = w.full;
+                w.note(format!("  full: {full}"));
+            }
+            89 => {
+                self.note("  evict");
+                for inode in self.world().files.values_mut() {
+                    inode.evict();
+                }
+            }
+            _ if 90 + unlinks > roll && !nested => self.unlink(engine, name),
+            _ => self.append(engine, &store, name),
+        }
+    }
+
+    fn before(&self, name: &str) -> Before {
+        let w = self.world();
+        Before {
+            faults: w.faults,
+            moves: w.moves,
+            stream: w.dir(name).unwrap_or(0),
+        }
+    }
+
+    /// Nothing came in between that could make an answer another one.
+    fn quiet(&self, before: &Before) -> bool {
+        self.world().faults == before.faults
+    }
+
+    /// Something happened that an engine may stop a stream for.
+    fn stoppable(&self, engine: usize) -> bool {
+        self.world().grave > lock(&self.started)[engine]
+    }
+
+    /// A stream, or none for a good reason.
+    fn stream(&self, engine: usize, store: &Engine, name: &str) -> Option<Arc<Stream>> {
+        let before = self.before(name);
+        let stream = store.stream(name);
+        if let Err(error) = &stream
+            && self.quiet(&before)
+            && (*error != Error::NotFound || before.stream != 0)
+        {
+            self.note(format!("  {engine} opens {name}: {error}"));
+            self.check(engine, store, name, Sight::Durable);
+        }
+        stream.ok()
+    }
+
+    // ---- appending ----
+
+    pub(super) fn append(self: &Arc<Sim>, engine: usize, store: &Engine, name: &str) {
+        let created = store.create(name, 0o755);
+        let before = self.before(name);
+        if created.is_ok() {
+            self.note(format!("  {engine} creates {name}: {}", before.stream));
+        }
+        let Some(stream) = self.stream(engine, store, name) else {
+            return;
+        };
+        let Ok(count) = stream.count() else { return };
+        let in_doubt = self.model(|model| model.in_doubt(before.stream));
+        let (ids, mut jobs) = (self.attempts(&before, count), VecDeque::new());
+        for id in &ids {
+            let events = self.model(|model| model.attempts[id].events.len());
+            let guard = self.model(|model| model.attempts[id].guard);
+            self.note(format!(
+                "  {engine} appends {id:x} to {name}: {events} events, guard {guard:?}"
+            ));
+        }
+        let mut left = &ids[..];
+        while let [id, rest @ ..] = left {
+            left = rest;
+            match rest.first() {
+                Some(next) if self.both_are_lines(*id, *next) => {
+                    left = &rest[1..];
+                    jobs.extend(self.fill_torn(&stream, *id, *next));
+                }
+                _ => jobs.extend(self.fill(&stream, *id)),
+            }
+        }
+        for id in &ids {
+            if !jobs.iter().any(|job| job.id == *id) {
+                // It was never handed in.
+                self.model(|model| model.attempts.get_mut(id).unwrap().refused = true);
+                if self.quiet(&before) && !self.stoppable(engine) {
+                    self.fail(format!("append {id:x} found no room"));
+                }
+            }
+        }
+        let line = self.hand_in(&stream, jobs);
+        let quiet = self.quiet(&before);
+        let home = (self.world().moves == before.moves).then_some(before.stream);
+        let expected = self.expected(&line.order, count);
+        for (id, (result, now)) in line.answers {
+            self.note(format!("    {id:x}: {result:?}"));
+            let strict = (quiet && !in_doubt).then(|| &expected[&id]);
+            self.judge(engine, id, &result, strict, quiet);
+            let told = self.model(|model| {
+                let guard = model.attempts[&id].guard;
+                if result == Err(Error::Exists)
+                    && let (Some(home), Some(guard)) = (home, guard)
+                    && guard <= count
+                {
+                    // Whoever was faster is durable.
+                    model.raise(home, guard + 1);
+                }
+                model.answered(id, &result, now, home)
+            });
+            if let Err(why) = told {
+                self.fail(why);
+            }
+        }
+    }
+
+    /// Tries to be made: as many batches as are committed together, their guards mostly right.
+    fn attempts(&self, before: &Before, count: u64) -> Vec<u64> {
+        let together = self.world().climate.together;
+        let (mut next, mut ids) = (count, Vec::new());
+        for _ in 0..=self.roll(together) {
+            let id = self.world().fresh();
+            let events = self.events(id, next);
+            let guard = match self.roll(6) {
+                0 | 1 => Some(next),
+                2 => Some([next + 1, next.wrapping_sub(1), count][self.roll(3)]),
+                _ => None,
+            };
+            next += events.len() as u64;
+            let attempt = Attempt {
+                events,
+                guard,
+                began: self.world().calls,
+                ended: u64::MAX,
+                meant: before.stream,
+                home: None,
+                place: None,
+                refused: false,
+            };
+            self.model(|model| model.attempts.insert(id, attempt));
+            ids.push(id);
+        }
+        ids
+    }
+
+    /// The events of a batch of which the first is to be event `next`.
+    fn events(&self, id: u64, next: u64) -> Vec<Vec<u8>> {
+        let mut w = self.world();
+        let (unit, traps) = (w.climate.unit, w.climate.traps);
+        let rng = &mut w.rng;
+        let (count, most) = match rng.below(400) {
+            0 if unit == 0 => (9000, 1),
+            1 if unit == 0 => (40, 70_000),
+            2..=7 if unit == 0 => (12, 40_000),
+            8..=15 => (400, 4),
+            16..=40 if unit == 0 => (2, 30_000),
+            41..=160 => (1, 1500),
+            161..=240 => (1 + rng.below(6), 40),
+            _ => (1 + rng.below(6), 1500),
+        };
+        let mut units = 0;
+        let mut events = Vec::new();
+        for i in 0..count {
+            let mut event = if i == 0 { mark(id) } else { Vec::new() };
+            if unit > 0 {
+                let len = rng.one_of(&[1, 1, 1, 2, 3]);
+                fill_units(&mut event, rng, unit, len);
+                if traps {
+                    set_traps(&mut event, rng, unit, next, units);
+                }
+                units += len as u64;
+            } else {
+                let len = event.len() + rng.below(most + 1);
+                match rng.below(12) {
+                    0 => event.resize(len, 0),
+                    // It looks like frames to come.
+                    1 => (next..next + 3).for_each(|n| forge(&mut event, n, b"forged")),
+                    _ => random(&mut event, rng, len),
+                }
+            }
+            events.push(event);
+        }
+        if rng.one_in(2) && !(traps && unit > 0) {
+            // Then they are lines, too.
+            for byte in events.iter_mut().flatten() {
+                *byte = if *byte == b'\n' { b' ' } else { *byte };
+            }
+        }
+        events
+    }
+
+    fn are_lines(&self, id: u64) -> bool {
+        self.model(|model| {
+            let mut bytes = model.attempts[&id].events.iter().flatten();
+            !bytes.any(|byte| *byte == b'\n')
+        })
+    }
+
+    fn both_are_lines(&self, one: u64, other: u64) -> bool {
+        self.are_lines(one) && self.are_lines(other) && self.roll(2) == 0
+    }
+
+    fn text(&self, id: u64) -> Vec<u8> {
+        self.model(|model| {
+            let events = &model.attempts[&id].events;
+            events
+                .iter()
+                .flat_map(|e| [&e[..], b"\n"].concat())
+                .collect()
+        })
+    }
+
+    /// Pushes `bytes` in pieces.
+    fn push(&self, batch: &mut Batch<SimDisk>, mut bytes: &[u8]) -> Result<(), Error> {
+        while !bytes.is_empty() {
+            let (piece, rest) = bytes.split_at(1 + self.roll(bytes.len().min(100_000)));
+            batch.push(piece)?;
+            bytes = rest;
+        }
+        Ok(())
+    }
+
+    fn fill(&self, stream: &Arc<Stream>, id: u64) -> Option<Job> {
+        let guard = self.model(|model| model.attempts[&id].guard);
+        let mut batch;
+        if self.are_lines(id) && self.roll(4) > 0 {
+            batch = stream.batch(Shape::Lines);
+            self.push(&mut batch, &self.text(id)).ok()?;
+        } else {
+            batch = stream.batch(Shape::Sized);
+            for event in self.model(|model| model.attempts[&id].events.clone()) {
+                let len = u32::try_from(event.len()).unwrap().to_le_bytes();
+                batch.push(&[&len, &event[..]].concat()).ok()?;
+            }
+        }
+        Some(Job { id, guard, batch })
+    }
+
+    /// Fills a batch with two attempts, up to the middle of a line, and splits it there.
+    fn fill_torn(&self, stream: &Arc<Stream>, id: u64, next: u64) -> Vec<Job> {
+        let (one, other) = (self.text(id), self.text(next));
+        let line = other.iter().position(|b| *b == b'\n').unwrap_or(0);
+        let (torn, rest) = other.split_at(self.roll(line + 1));
+        let mut batch = stream.batch(Shape::Lines);
+        let pushed = self.push(&mut batch, &[&one, torn].concat());
+        let split = pushed.and_then(|()| batch.split_torn());
+        let Ok(mut behind) = split else {
+            return Vec::new();
+        };
+        let guard = |id| self.model(|model| model.attempts[id].guard);
+        let mut jobs = vec![Job {
+            id,
+            guard: guard(&id),
+            batch,
+        }];
+        self.world().count("batches split");
+        if self.push(&mut behind, rest).is_ok() {
+            jobs.push(Job {
+                id: next,
+                guard: guard(&next),
+                batch: behind,
+            });
+        }
+        jobs
+    }
+
+    /// Commits the batches: the first, and the others while that one is under way.
+    fn hand_in(self: &Arc<Sim>, stream: &Arc<Stream>, jobs: VecDeque<Job>) -> Line {
+        let line = Arc::new(Mutex::new(Line::default()));
+        if jobs.len() == 1 && self.roll(2) == 0 {
+            for Job { id, guard, batch } in jobs {
+                self.begin(&line, id);
+                let result = stream.commit(batch, guard);
+                let now = self.world().calls;
+                lock(&line).answers.insert(id, (result, now));
+            }
+        } else {
+            lock(&line).waiting = jobs;
+            let after = self.world().rng.next() % 40;
+            self.world().mate = Some((after, self.mate(stream, &line)));
+            self.submit(stream, &line);
+            let mate = self.world().mate.take();
+            drop(mate);
+            while self.submit(stream, &line) {}
+        }
+        std::mem::take(&mut *lock(&line))
+    }
+
+    fn begin(&self, line: &Mutex<Line>, id: u64) {
+        lock(line).order.push(id);
+        let now = self.world().calls;
+        self.model(|model| model.attempts.get_mut(&id).unwrap().began = now);
+    }
+
+    /// Hands in the next batch, if there is one.
+    fn submit(self: &Arc<Sim>, stream: &Arc<Stream>, line: &Arc<Mutex<Line>>) -> bool {
+        let Some(Job { id, guard, batch }) = lock(line).waiting.pop_front() else {
+            return false;
+        };
+        self.begin(line, id);
+        let chained = self.roll(4) == 0;
+        let (sim, again, answers) = (self.clone(), stream.clone(), line.clone());
+        let done = Box::new(move |result| {
+            let now = sim.world().calls;
+            lock(&answers).answers.insert(id, (result, now));
+            // Others may come while it tells of the first.
+            if chained && sim.submit(&again, &answers) {
+                sim.world().count("batches handed in by an answer");
+            }
+        });
+        stream.submit(batch, guard, done);
+        true
+    }
+
+    /// Other threads hand in what waits, in the middle of the commit of the first.
+    fn mate(self: &Arc<Sim>, stream: &Arc<Stream>, line: &Arc<Mutex<Line>>) -> Hook {
+        let (sim, stream, line) = (self.clone(), stream.clone(), line.clone());
+        Box::new(move || {
+            let more = lock(&line).waiting.len();
+            for _ in 0..sim.roll(more) + 1 {
+                if sim.submit(&stream, &line) {
+                    sim.world().count("batches handed in during a commit");
+                }
+            }
+            let after = sim.world().rng.next() % 20;
+            let again = sim.mate(&stream, &line);
+            sim.world().mate = Some((after, again));
+        })
+    }
+
+    /// What each batch is answered when nothing comes in between.
+    fn expected(&self, order: &[u64], count: u64) -> BTreeMap<u64, Result<u64, Error>> {
+        let mut next = count;
+        let answer = |id: &u64| {
+            let (guard, events) = self.model(|model| {
+                let attempt = &model.attempts[id];
+                (attempt.guard, attempt.events.len() as u64)
+            });
+            if guard.is_some_and(|guard| guard != next) {
+                return (*id, Err(Error::Exists));
+            }
+            next += events;
+            (*id, Ok(next - events))
+        };
+        order.iter().map(answer).collect()
+    }
+
+    /// Whether this may be the answer.
+    fn judge(
+        &self,
+        engine: usize,
+        id: u64,
+        result: &Result<u64, Error>,
+        strict: Option<&Result<u64, Error>>,
+        quiet: bool,
+    ) {
+        let guard = self.model(|model| model.attempts[&id].guard);
+        let fits = match (result, strict) {
+            (Err(Error::Stopped { .. }), _) => self.stoppable(engine),
+            (result, Some(strict)) => result == strict,
+            (Ok(first), None) => guard.is_none_or(|guard| guard == *first),
+            (Err(Error::Exists), None) => guard.is_some(),
+            (Err(Error::Damaged { .. }), None) => false,
+            (Err(Error::Unknown { why, .. }), None) => !quiet && !why.contains("a fault in"),
+            (Err(_), None) => !quiet,
+        };
+        if !fits {
+            self.fail(format!("{result:?} is not an answer to append {id:x}"));
+        }
+        self.world().count(match result {
+            Ok(_) => "batches acknowledged",
+            Err(Error::Exists) => "batches refused, their guard lost",
+            Err(Error::Os { errno, .. }) if *errno == libc::ENOSPC => "batches refused, no room",
+            Err(_) => "batches failed",
+        });
+    }
+
+    fn abandon(&self, engine: usize, store: &Engine, name: &str) {
+        let Some(stream) = self.stream(engine, store, name) else {
+            return;
+        };
+        self.note(format!("  {engine} gives up a batch on {name}"));
+        let mut batch = stream.batch(Shape::Lines);
+        let huge = self.roll(200) == 0;
+        for _ in 0..=self.roll(3) {
+            let most = [2000, 2000, 2000, 2000, 2000, 200_000];
+            let len = if huge {
+                3 << 20
+            } else {
+                self.roll(most[self.roll(6)])
+            };
+            if batch.push(&vec![b'x'; len]).is_err() {
+                break;
+            }
+        }
+        self.world().count("batches given up");
+    }
+
+    // ---- reading ----
+
+    /// Reads in all ways, while the disk may fail: right, or an error.
+    fn read(&self, engine: usize, store: &Engine, name: &str) {
+        let before = self.before(name);
+        let Some(stream) = self.stream(engine, store, name) else {
+            return;
+        };
+        self.note(format!("  {engine} reads {name}"));
+        let Ok(count) = stream.count() else { return };
+        let mut seen: Vec<Event> = Vec::new();
+        for _ in 0..4 {
+            let n = self.roll(count as usize + 1) as u64;
+            let event = stream.event(n);
+            if self.quiet(&before) && event.is_err() != (n == count) {
+                self.fail(format!("event {n} of {count}: {event:?}"));
+            }
+            seen.extend(event);
+        }
+        let from = self.roll(count as usize + 1) as u64;
+        for event in stream.read(from).into_iter().flatten() {
+            let Ok(event) = event else { break };
+            seen.push(event);
+        }
+        if self.world().moves != before.moves {
+            return;
+        }
+        let view = self.read_view(&stream, before.stream);
+        let time = self.a_time(&seen);
+        let since = stream.since(time).ok();
+        let quiet = self.quiet(&before);
+        if self.world().moves != before.moves {
+            return;
+        }
+        if engine != READER {
+            // What is counted is durable.
+            self.model(|model| model.raise(before.stream, count));
+        }
+        // Where it may not make an index, a reader stays at the one it knew.
+        let sight = if engine == READER {
+            Sight::Late
+        } else {
+            Sight::Durable
+        };
+        let Some(all) = self.check_all(engine, store, name, sight) else {
+            return;
+        };
+        self.world().count("reads compared");
+        for event in seen {
+            if all.get(event.index as usize) != Some(&event) {
+                let index = event.index;
+                self.fail(format!("event {index} of {name} read as {event:?}"));
+            }
+        }
+        self.check_view(&all, count, &view, quiet);
+        let Some(since) = since else { return };
+        let (earlier, later) = all.split_at((since as usize).min(all.len()));
+        let right = earlier.last().is_none_or(|event| event.time < time)
+            && later
+                .first()
+                .is_none_or(|event| event.time >= time || since >= count);
+        if !right {
+            self.fail(format!("since {time} is {since}, of {count}"));
+        }
+    }
+
+    /// A time to look for: that of an event, or near it.
+    fn a_time(&self, seen: &[Event]) -> u64 {
+        let time = seen
+            .get(self.roll(seen.len()))
+            .map_or(0, |event| event.time);
+        [0, u64::MAX, time - time.min(1), time, time + 1][self.roll(5)]
+    }
+
+    /// Reads a part of the view in order: its offset, the bytes, and whether all were there.
+    fn read_view(&self, stream: &Arc<Stream>, of: u64) -> (u64, Vec<u8>, bool) {
+        let from = self.roll([100, 3000, 100_000][self.roll(3)]) as u64;
+        let (mut bytes, mut right) = (Vec::new(), true);
+        // The hint may be from long ago.
+        let mut cursor = lock(&self.cursors).get(&of).copied().unwrap_or_default();
+        for _ in 0..6 {
+            let size = 1 + self.roll([100, 5000, 100_000][self.roll(3)]);
+            match stream.read_view(from + bytes.len() as u64, size, &mut cursor) {
+                Ok(more) => {
+                    right = more.len() == size;
+                    bytes.extend(more);
+                }
+                Err(_) => right = false,
+            }
+            if !right {
+                break;
+            }
+        }
+        lock(&self.cursors).insert(of, cursor);
+        (from, bytes, right)
+    }
+
+    fn check_view(&self, all: &[Event], count: u64, view: &(u64, Vec<u8>, bool), quiet: bool) {
+        let (from, bytes, whole) = view;
+        let line = |event: &Event| [&event.bytes[..], b"\n"].concat();
+        let text: Vec<u8> = all.iter().flat_map(line).collect();
+        let counted: usize = all
+            .iter()
+            .take(count as usize)
+            .map(|e| e.bytes.len() + 1)
+            .sum();
+        let rest = text.get(*from as usize..).unwrap_or_default();
+        let end = counted.saturating_sub(*from as usize);
+        if !rest.starts_with(bytes) || (quiet && !whole && bytes.len() < end) {
+            let len = bytes.len();
+            self.fail(format!(
+                "the view from {from}: {len} bytes are not those of {end}"
+            ));
+        }
+    }
+
+    // ---- names ----
+
+    /// Somebody deletes an index.
+    fn unlink(&self, engine: usize, name: &str) {
+        // Not in the very moment of a power cut: a torn batch would look like damage without it.
+        let store = self.store(engine);
+        self.check(engine, &store, name, Sight::Durable);
+        drop(store);
+        let mut w = self.world();
+        if w.unlink(&Path::new(name).join("index")).is_ok() {
+            w.note(format!("  unlink {name}/index"));
+            w.count("indexes deleted");
+        }
+    }
+
+    fn remove(&self, engine: usize, store: &Engine, name: &str) {
+        let before = self.before(name);
+        let result = store.remove(name);
+        self.note(format!("  {engine} removes {name}: {result:?}"));
+        let quiet = self.quiet(&before);
+        let there = self.world().dir(name).ok() == Some(before.stream);
+        let holds = self.model(|model| model.floor(before.stream) > 0);
+        let fits = match &result {
+            Ok(()) => !there,
+            Err(Error::NotFound) => before.stream == 0 || !quiet,
+            Err(Error::NotEmpty) => true,
+            Err(Error::Stopped { .. }) => self.stoppable(engine),
+            Err(_) => !quiet,
+        };
+        if !fits || (quiet && result.is_ok() && holds) {
+            self.fail(format!("{result:?} is not an answer to remove {name}"));
+        }
+        if result.is_ok() {
+            self.world().count("streams removed");
+        }
+    }
+
+    fn rename(&self, engine: usize, store: &Engine, from: &str) {
+        let to = NAMES[self.roll(NAMES.len())];
+        let (before, taken) = (self.before(from), self.before(to).stream);
+        let result = store.rename(from, to);
+        self.note(format!("  {engine} renames {from} to {to}: {result:?}"));
+        let quiet = self.quiet(&before);
+        let fits = match &result {
+            Ok(()) => true,
+            Err(Error::NotFound) => before.stream == 0 || !quiet,
+            Err(Error::NotEmpty) => taken != 0 || !quiet,
+            Err(Error::Stopped { .. }) => self.stoppable(engine),
+            Err(_) => !quiet,
+        };
+        let now = self.world().dir(to).ok();
+        if !fits || (quiet && result.is_ok() && now != Some(before.stream)) {
+            self.fail(format!("{result:?} is not an answer to rename {from} {to}"));
+        }
+        if result.is_ok() && from != to {
+            let mut w = self.world();
+            w.count("streams renamed");
+            if quiet && let Some(stream) = now {
+                // It has this name for good, until somebody tries to change it.
+                w.names.insert(stream, vec![to.into()]);
+            }
+        }
+    }
+}
+
+/// A payload whose frame takes so many units.
+fn fill_units(event: &mut Vec<u8>, rng: &mut Rng, unit: usize, units: usize) {
+    random(event, rng, unit * units - OVERHEAD);
+}
+
+fn random(event: &mut Vec<u8>, rng: &mut Rng, len: usize) {
+    while event.len() < len {
+        event.extend(rng.next().to_le_bytes());
+    }
+    event.truncate(len);
+}
+
+fn forge(out: &mut Vec<u8>, n: u64, payload: &[u8]) {
+    frame::encode(out, n, u64::MAX / 2, true, true, payload);
+}
+
+/// Puts frames into an event, where the next ones would begin if others were written over this
+/// one, which is `before` units behind the beginning of its batch, where event `next` begins.
+fn set_traps(event: &mut [u8], rng: &mut Rng, unit: usize, next: u64, before: u64) {
+    let units = (event.len() + OVERHEAD) / unit;
+    for at in 1..units {
+        let n = next + 1 + rng.next() % (before + at as u64);
+        let mut frame = Vec::new();
+        forge(&mut frame, n, &vec![b'!'; unit - OVERHEAD]);
+        let from = at * unit - frame::HEADER;
+        let len = frame.len().min(event.len() - from);
+        event[from..from + len].copy_from_slice(&frame[..len]);
+    }
+}
