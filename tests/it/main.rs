@@ -16,6 +16,7 @@ mod command;
 mod commit;
 mod concurrent;
 mod death;
+mod disks;
 mod engine;
 mod errors;
 mod follow;

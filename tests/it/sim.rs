@@ -667,7 +667,8 @@ fn what_the_simulation_found_stays_mended() {
     }
 }
 
-fn env(name: &str) -> Option<u64> {
+/// A number from the environment, for longer runs.
+pub fn env(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
 }
 
