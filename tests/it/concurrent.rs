@@ -87,12 +87,7 @@ impl Drop for Writer {
 fn twelve(streams: &[&Path], batches: usize) -> Vec<Writer> {
     let start = |n: usize| {
         let stream = streams[n / 2 % streams.len()];
-        Writer::start(
-            n.is_multiple_of(2),
-            format!("writer{n}"),
-            stream,
-            batches,
-        )
+        Writer::start(n.is_multiple_of(2), format!("writer{n}"), stream, batches)
     };
     (0..12).map(start).collect()
 }

@@ -5,7 +5,7 @@
 use std::ffi::{CString, OsStr, OsString};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::fd::IntoRawFd;
+use std::os::fd::{AsRawFd, IntoRawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -316,6 +316,35 @@ impl SmallDisk {
 
     pub fn path(&self) -> PathBuf {
         self.disk.path().to_path_buf()
+    }
+
+    /// Takes up all room there is, also what became free since it was last called. Starts no
+    /// program: its exec would close our files, which waits for commits in progress.
+    pub fn fill(&self) {
+        let filler = self.path().join("filler");
+        let filler = OpenOptions::new().create(true).append(true).open(filler);
+        let filler = filler.unwrap();
+        for piece in [16 << 20, 1 << 20, 64 << 10, 4 << 10] {
+            let mut taken = 0;
+            while taken == 0 {
+                let end = filler.metadata().unwrap().len().cast_signed();
+                taken = unsafe { libc::fallocate(filler.as_raw_fd(), 0, end, piece) };
+            }
+            let error = io::Error::last_os_error();
+            assert_eq!(error.raw_os_error(), Some(libc::ENOSPC), "{error}");
+        }
+        filler.sync_all().unwrap();
+    }
+
+    /// Gives back what `fill` took.
+    pub fn empty(&self) {
+        fs::remove_file(self.path().join("filler")).unwrap();
+        self.settle();
+    }
+
+    /// What was removed is free once the journal says so.
+    pub fn settle(&self) {
+        File::open(self.path()).unwrap().sync_all().unwrap();
     }
 }
 

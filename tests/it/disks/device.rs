@@ -75,7 +75,7 @@ struct State {
     life: u64,
     /// The power is cut: nobody gets an answer.
     held: bool,
-    /// Sectors with these bytes can be neither written nor read.
+    /// Writes and reads of these bytes fail; of none, everything does.
     bad: Option<&'static [u8]>,
 }
 
@@ -121,12 +121,17 @@ impl Device {
     /// The file that is the disk now.
     pub fn path(&self) -> PathBuf {
         let life = self.state().life;
-        self.base.path().canonicalize().unwrap().join(life.to_string())
+        self.base
+            .path()
+            .canonicalize()
+            .unwrap()
+            .join(life.to_string())
     }
 
     /// The power fails: from this moment on nobody gets an answer. Of the sectors that were not
-    /// flushed those stay for which `stays(write, sector)` holds. Go on with [`Device::off`].
-    pub fn cut(&self, stays: impl Fn(usize, usize) -> bool) -> Image {
+    /// flushed those stay for which `stays(write, sector)` holds; says how many writes there were.
+    /// Go on with [`Device::off`].
+    pub fn cut(&self, stays: impl Fn(usize, usize) -> bool) -> (Image, usize) {
         let mut state = self.state();
         state.held = true;
         let mut image = state.durable.clone();
@@ -137,7 +142,7 @@ impl Device {
                 }
             }
         }
-        image
+        (image, state.cache.len())
     }
 
     /// Who still waits for an answer gets one that means nothing.
@@ -156,7 +161,7 @@ impl Device {
         state.cache.clear();
     }
 
-    /// From now on sectors with these bytes can be neither written nor read.
+    /// From now on these bytes can be neither written nor read; no bytes: nothing works.
     pub fn spoil(&self, bytes: Option<&'static [u8]>) {
         self.state().bad = bytes;
     }
@@ -206,7 +211,8 @@ impl Disk {
 }
 
 fn holds(bytes: &[u8], bad: Option<&[u8]>) -> bool {
-    bad.is_some_and(|bad| bytes.windows(bad.len()).any(|window| window == bad))
+    let all = |bad: &[u8]| bad.is_empty() || bytes.windows(bad.len()).any(|window| window == bad);
+    bad.is_some_and(all)
 }
 
 /// The node of the file `0`.
@@ -283,12 +289,20 @@ impl Filesystem for Served {
     }
 
     fn fsync(&self, _: &Request, node: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
-        self.0.run(node, |state| {
-            for (at, bytes) in std::mem::take(&mut state.cache) {
+        let flushed = self.0.run(node, |state| {
+            let works = state.bad.is_none_or(|bad| !bad.is_empty());
+            for (at, bytes) in std::mem::take(&mut state.cache)
+                .into_iter()
+                .filter(|_| works)
+            {
                 state.durable.put(at, &bytes);
             }
+            works
         });
-        reply.ok();
+        match flushed {
+            Some(false) => reply.error(Errno::EIO),
+            _ => reply.ok(),
+        }
     }
 
     fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {

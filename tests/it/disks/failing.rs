@@ -1,6 +1,8 @@
 //! Disks that fail: calls of the daemon that are answered with an error (`faults.c`, preloaded),
 //! and sectors that can be neither written nor read.
 
+use super::machine::Machine;
+use super::writers::{KINDS, Writers};
 use crate::harness::*;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,8 +11,10 @@ use std::sync::OnceLock;
 use std::time::Duration;
 use tempfile::TempDir;
 
-use super::machine::Machine;
 const EIO: i32 = libc::EIO;
+/// What is said of the stream `s` when its log fails to sync.
+const UNSYNCED: &str =
+    r#"stream "s" takes no appends until it is mounted again: its log failed to sync"#;
 
 /// What fails now; see `faults.c`.
 struct Faults {
@@ -55,7 +59,9 @@ fn library() -> &'static Path {
         let dir = Path::new(env!("CARGO_TARGET_TMPDIR"));
         let new = dir.join(format!("faults.{}.so", std::process::id()));
         let mut cc = Command::new("cc");
-        cc.args(["-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-o"]);
+        cc.args([
+            "-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-o",
+        ]);
         cc.arg(&new).arg(concat!(
             env!("CARGO_MANIFEST_DIR"),
             "/tests/it/disks/faults.c"
@@ -93,8 +99,7 @@ fn a_failed_sync_stops_its_stream_alone_until_the_next_mount() {
     let lost = try_append(s.join("events"), "lost\nlost\n");
     assert_eq!(errno_of(lost), EIO);
     assert_eq!(faults.struck(), 1, "it is not tried again");
-    let line = r#"stream "s" takes no appends until it is mounted again: its log failed to sync"#;
-    assert!(m.log().contains(line), "{}", m.log());
+    assert!(m.log().contains(UNSYNCED), "{}", m.log());
     append(other.join("events"), "second\n");
 
     faults.are(&[]);
@@ -166,7 +171,6 @@ fn a_failed_batch_that_cannot_be_cut_off_is_there_or_not() {
             m.restart();
             append(s.join("events"), "again\n");
             let all = text(&read(s.join("events")));
-            println!("{fault}, {cut}: {all:?}");
             let may_be = ["first\nagain\n", "first\na batch\nof two\nagain\n"];
             assert!(may_be.contains(&&*all), "{all:?}");
         }
@@ -286,7 +290,11 @@ fn a_failed_read_while_it_recovers_changes_nothing() {
         m.restart();
         let struck = faults.struck();
         for file in ["events", "at/0", "count"] {
-            assert_eq!(errno_of(fs::read(s.join(file))), EIO, "{delete} {bad} {file}");
+            assert_eq!(
+                errno_of(fs::read(s.join(file))),
+                EIO,
+                "{delete} {bad} {file}"
+            );
         }
         let refused = try_append(s.join("events"), "refused\n");
         assert_eq!(errno_of(refused), EIO, "{delete} {bad}");
@@ -310,15 +318,16 @@ fn a_failed_sync_while_it_recovers_stops_the_stream() {
     m.restart();
     let refused = try_append(s.join("events"), "refused\n");
     assert_eq!(errno_of(refused), EIO);
-    let line = r#"stream "s" takes no appends until it is mounted again: its log failed to sync"#;
-    assert!(m.log().contains(line), "{}", m.log());
-    println!("{:?}", fs::read(s.join("events")));
+    assert!(m.log().contains(UNSYNCED), "{}", m.log());
     faults.are(&[]);
-    println!("{:?}", fs::read(s.join("events")));
     refuses(&s);
+    assert!(text(&read(s.join("events"))).starts_with("first\n"));
     m.restart();
     append(s.join("from/3"), "again\n");
-    assert_eq!(text(&read(s.join("events"))), "first\na batch\nof two\nagain\n");
+    assert_eq!(
+        text(&read(s.join("events"))),
+        "first\na batch\nof two\nagain\n"
+    );
 }
 
 #[test]
@@ -351,9 +360,13 @@ fn a_failed_temporary_file_takes_its_batch_alone() {
 #[test]
 fn a_stream_whose_names_cannot_be_synced_takes_nothing_yet() {
     let (faults, m) = Faults::new();
-    for (n, fault) in ["fsync /index 5 0 0 0", "fsync /s1 5 0 0 0", "fsync store 5 0 0 0"]
-        .iter()
-        .enumerate()
+    for (n, fault) in [
+        "fsync /index 5 0 0 0",
+        "fsync /s1 5 0 0 0",
+        "fsync store 5 0 0 0",
+    ]
+    .iter()
+    .enumerate()
     {
         let s = m.stream(format!("s{n}"));
         faults.are(&[fault]);
@@ -368,92 +381,127 @@ fn a_stream_whose_names_cannot_be_synced_takes_nothing_yet() {
     }
 }
 
-/// An event that the disk cannot take.
+// ---- real sectors ----------------------------------------------------------------------------
+
+/// What the disk can neither write nor read.
 const BAD: &[u8] = b"no disk shall take this";
 
-fn a_sector_cannot_be_written(mkfs: &str) {
-    let mut machine = Machine::new(mkfs, 512);
+fn cannot_write(mkfs: &str) {
+    let machine = Machine::new(mkfs, 512);
     let m = &machine.m;
     let (s, other) = (m.stream("s"), m.stream("other"));
-    for stream in [&s, &other] {
-        append(stream.join("events"), "first\n");
-    }
+    append(s.join("events"), "first\n");
+    append(other.join("events"), "first\n");
+    let bad = [BAD, b"\nand more\n"].concat();
     machine.device.spoil(Some(BAD));
-    let bad = [BAD, b"\nmore\n"].concat();
-    let lost = try_append(s.join("events"), &bad);
-    assert_eq!(errno_of(lost), EIO);
-    let line = r#"stream "s" takes no appends until it is mounted again: its log failed to sync"#;
-    assert!(m.log().contains(line), "{}", m.log());
+    assert_eq!(errno_of(try_append(s.join("events"), &bad)), EIO);
+    assert!(m.log().contains(UNSYNCED), "{}", m.log());
     refuses(&s);
     assert_eq!(text(&read(s.join("events"))), "first\n");
     append(other.join("events"), "second\n");
-    println!("{}", ok(&sh("sh", "dmesg | tail -5", Path::new("/"))));
+    // Of other bytes the sector takes what it is given.
     m.restart();
     append(s.join("from/1"), "again\n");
+    let check = || {
+        assert_eq!(text(&read(s.join("events"))), "first\nagain\n");
+        assert_eq!(text(&read(other.join("events"))), "first\nsecond\n");
+    };
+    check();
     machine.device.spoil(None);
     machine.cut(|_, _| false);
-    let m = &machine.m;
-    assert_eq!(text(&read(s.join("events"))), "first\nagain\n");
-    append(s.join("events"), &bad);
-    assert_eq!(text(&read(other.join("events"))), "first\nsecond\n");
-    let m = &machine.m;
-    println!("{}", m.log());
+    check();
+    append(s.join("from/2"), &bad);
 }
 
 #[test]
-fn bad_ext4() {
-    a_sector_cannot_be_written("mkfs.ext4 -q");
-}
-#[test]
-fn bad_xfs() {
-    a_sector_cannot_be_written("mkfs.xfs -q");
-}
-#[test]
-fn bad_btrfs() {
-    a_sector_cannot_be_written("mkfs.btrfs -q");
+fn a_sector_that_cannot_be_written_on_ext4() {
+    cannot_write("mkfs.ext4 -q");
 }
 
-fn a_sector_cannot_be_read(mkfs: &str) {
-    let mut machine = Machine::new(mkfs, 512);
+#[test]
+fn a_sector_that_cannot_be_written_on_xfs() {
+    cannot_write("mkfs.xfs -q");
+}
+
+#[test]
+fn a_sector_that_cannot_be_written_on_btrfs() {
+    cannot_write("mkfs.btrfs -q");
+}
+
+fn cannot_read(mkfs: &str) {
+    let machine = Machine::new(mkfs, 512);
     let m = &machine.m;
     let (s, other) = (m.stream("s"), m.stream("other"));
     append(other.join("events"), "other\n");
+    // Kernels read in pieces of up to 2 MiB, and such a piece is readable or not.
     let line = |n: u64| match n {
-        3 => "x".repeat(130_000) + &text(BAD) + &"x".repeat(130_000) + "\n",
-        n => n.to_string().repeat(260_000) + "\n",
+        1 => [&vec![b'x'; 3 << 20][..], BAD, &vec![b'x'; 3 << 20]].concat(),
+        n => vec![b'0' + n as u8; 6 << 20],
     };
-    for n in 0..8 {
+    for n in 0..3 {
         append(s.join("events"), line(n));
     }
-    let all = read(s.join("events"));
-    // Nothing stays cached.
-    machine.m.stop();
+    m.stop();
     machine.remount();
     machine.device.spoil(Some(BAD));
-    machine.m.restart();
-    let m = &machine.m;
-    for n in (0..8).filter(|n| *n != 3) {
-        let at = fs::read(s.join(format!("at/{n}")));
-        println!("{n} {:?}", at.map(|at| text(&at) + "\n" == line(n)));
-    }
-    println!("{:?}", fs::read(s.join("at/3")).map(|l| l.len()));
-    println!("{:?}", fs::read(s.join("from/3")).map(|l| l.len()));
-    println!("{:?}", fs::read(s.join("from/4")).map(|l| l.len()));
-    println!("{:?}", try_append(s.join("events"), "more\n"));
+    m.restart();
+    assert_eq!(errno_of(fs::read(s.join("at/1"))), EIO);
+    assert_eq!(errno_of(fs::read(s.join("from/1"))), EIO);
+    assert!(m.log().contains("s/log: Input/output error"), "{}", m.log());
+    assert!(read(s.join("at/0")) == line(0));
+    assert!(read(s.join("at/2")) == line(2));
+    append(s.join("from/3"), "more\n");
+    assert_eq!(text(&read(other.join("events"))), "other\n");
     machine.device.spoil(None);
-    assert!(read(s.join("events")).starts_with(&all));
-    println!("{}", m.log());
+    assert!(read(s.join("at/1")) == line(1));
+    assert_eq!(text(&read(s.join("from/3"))), "more\n");
 }
 
 #[test]
-fn read_ext4() {
-    a_sector_cannot_be_read("mkfs.ext4 -q");
+fn a_sector_that_cannot_be_read_on_ext4() {
+    cannot_read("mkfs.ext4 -q");
 }
+
 #[test]
-fn read_xfs() {
-    a_sector_cannot_be_read("mkfs.xfs -q");
+fn a_sector_that_cannot_be_read_on_xfs() {
+    cannot_read("mkfs.xfs -q");
 }
+
 #[test]
-fn read_btrfs() {
-    a_sector_cannot_be_read("mkfs.btrfs -q");
+fn a_sector_that_cannot_be_read_on_btrfs() {
+    cannot_read("mkfs.btrfs -q");
+}
+
+/// The whole disk fails while processes append, and works again after the machine was switched off.
+fn dies(mkfs: &str) {
+    let machine = Machine::new(mkfs, 512);
+    let mut writers = Writers::start(&machine.m);
+    for _ in 0..2 {
+        writers.all_go_on();
+        machine.device.spoil(Some(b""));
+        eventually("all have met it", || {
+            writers.meet(&KINDS, &["EIO", "EROFS"])
+        });
+        machine.device.spoil(None);
+        machine.cut(|_, _| true);
+        writers.check(&machine.m);
+        writers.probe(&machine.m);
+    }
+    writers.all_go_on();
+    println!("{}", writers.report());
+}
+
+#[test]
+fn a_disk_that_dies_below_ext4() {
+    dies("mkfs.ext4 -q");
+}
+
+#[test]
+fn a_disk_that_dies_below_xfs() {
+    dies("mkfs.xfs -q");
+}
+
+#[test]
+fn a_disk_that_dies_below_btrfs() {
+    dies("mkfs.btrfs -q");
 }

@@ -2,6 +2,7 @@
 
 use super::device::{Device, Image};
 use crate::harness::*;
+use std::cell::RefCell;
 use std::ffi::CString;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
@@ -11,7 +12,7 @@ use tempfile::TempDir;
 /// A daemon, its store on a file system on a disk whose power can be cut.
 pub struct Machine {
     pub m: Mnt,
-    disk: Option<Looped>,
+    disk: RefCell<Option<Looped>>,
     pub device: Device,
     point: PathBuf,
     _base: TempDir,
@@ -28,30 +29,33 @@ impl Machine {
         fs::create_dir(point.join("store")).unwrap();
         Machine {
             m: Mnt::on(&point.join("store"), &[]),
-            disk: Some(disk),
+            disk: RefCell::new(Some(disk)),
             device,
             point,
             _base: base,
         }
     }
 
-    /// The power fails and comes back. Of what was not flushed that stays which `stays` says.
-    pub fn cut(&mut self, stays: impl Fn(usize, usize) -> bool) {
-        let image = self.device.cut(stays);
-        // The daemon answers nobody any more; then it can be let go.
+    /// The power fails and comes back. Of what was not flushed that stays which `stays` says of
+    /// each write and sector; says how many writes were not.
+    pub fn cut(&self, stays: impl Fn(usize, usize) -> bool) -> usize {
+        let (image, unflushed) = self.device.cut(stays);
+        // The daemon can answer nobody any more; then it may be let go.
         let point = CString::new(self.m.path().as_os_str().as_bytes()).unwrap();
         unsafe { libc::umount2(point.as_ptr(), libc::MNT_FORCE) };
         self.device.off();
         self.m.kill(libc::SIGKILL);
-        self.disk = None;
+        *self.disk.borrow_mut() = None;
         self.device.on(image);
         self.remount();
         self.m.restart();
+        unflushed
     }
 
-    /// Unmounts the file system and mounts it again; the daemon must be gone.
-    pub fn remount(&mut self) {
-        self.disk = None;
-        self.disk = Some(Looped::new(&self.device.path(), &self.point));
+    /// Mounts the file system anew, with nothing cached; the daemon must be gone.
+    pub fn remount(&self) {
+        let mut disk = self.disk.borrow_mut();
+        *disk = None;
+        *disk = Some(Looped::new(&self.device.path(), &self.point));
     }
 }
