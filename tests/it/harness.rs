@@ -5,7 +5,7 @@
 use std::ffi::{CString, OsStr, OsString};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::fd::IntoRawFd;
+use std::os::fd::{AsRawFd, IntoRawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -29,6 +29,7 @@ pub struct Mnt {
     point: PathBuf,
     log: PathBuf,
     args: Vec<String>,
+    env: Vec<(&'static str, PathBuf)>,
     child: Mutex<Child>,
 }
 
@@ -40,15 +41,20 @@ impl Mnt {
 
     /// A fresh store, mounted with these further arguments.
     pub fn with(args: &[&str]) -> Mnt {
-        Mnt::start(None, args)
+        Mnt::start(None, args, &[])
+    }
+
+    /// A fresh store, mounted by a daemon with these variables in its environment.
+    pub fn in_env(env: &[(&'static str, PathBuf)]) -> Mnt {
+        Mnt::start(None, &[], env)
     }
 
     /// An existing store, mounted at a fresh place; the store stays when this is dropped.
     pub fn on(store: &Path, args: &[&str]) -> Mnt {
-        Mnt::start(Some(store), args)
+        Mnt::start(Some(store), args, &[])
     }
 
-    fn start(store: Option<&Path>, args: &[&str]) -> Mnt {
+    fn start(store: Option<&Path>, args: &[&str], env: &[(&'static str, PathBuf)]) -> Mnt {
         let base = public_dir();
         let root = base.path().canonicalize().unwrap();
         let store = store.map_or_else(|| root.join("store"), Path::to_path_buf);
@@ -58,7 +64,8 @@ impl Mnt {
             fs::create_dir(&store).unwrap();
         }
         let args: Vec<String> = args.iter().map(ToString::to_string).collect();
-        let child = Mutex::new(spawn(&store, &point, &args, &log));
+        let env = env.to_vec();
+        let child = Mutex::new(spawn(&store, &point, &args, &env, &log));
         // From here on Drop cleans up, also when the wait below panics.
         let base = Some(base);
         let mnt = Mnt {
@@ -67,6 +74,7 @@ impl Mnt {
             point,
             log,
             args,
+            env,
             child,
         };
         mnt.wait_until_it_serves();
@@ -152,7 +160,7 @@ impl Mnt {
         if self.wait(Duration::ZERO).is_none() {
             self.stop();
         }
-        *self.child() = spawn(&self.store, &self.point, &self.args, &self.log);
+        *self.child() = spawn(&self.store, &self.point, &self.args, &self.env, &self.log);
         self.wait_until_it_serves();
     }
 
@@ -188,7 +196,13 @@ impl Drop for Mnt {
     }
 }
 
-fn spawn(store: &Path, point: &Path, args: &[String], log: &Path) -> Child {
+fn spawn(
+    store: &Path,
+    point: &Path,
+    args: &[String],
+    env: &[(&'static str, PathBuf)],
+    log: &Path,
+) -> Child {
     let log = OpenOptions::new()
         .create(true)
         .append(true)
@@ -196,6 +210,7 @@ fn spawn(store: &Path, point: &Path, args: &[String], log: &Path) -> Child {
         .unwrap();
     let mut command = smolstore([store.as_os_str(), point.as_os_str(), "-f".as_ref()]);
     command.args(args).stdout(Stdio::null()).stderr(log);
+    command.envs(env.iter().map(|(name, value)| (name, value)));
     command.spawn().unwrap()
 }
 
@@ -251,9 +266,35 @@ fn asked(point: &Path) -> bool {
     said == 0 && unsafe { out.assume_init() }.f_type == libc::FUSE_SUPER_MAGIC
 }
 
+/// A file system on a loop device, mounted as long as this lives.
+pub struct Looped(PathBuf);
+
+impl Looped {
+    /// Mounts `image`, a file that holds a file system, at `point`.
+    pub fn new(image: &Path, point: &Path) -> Looped {
+        let mut mount = Command::new("mount");
+        let mount = mount.args(["-o", "loop"]).arg(image).arg(point);
+        let looped = Looped(point.to_path_buf());
+        ok(&mount.output().unwrap());
+        looped
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Looped {
+    fn drop(&mut self) {
+        // The loop device frees itself with its last user.
+        unmount(&self.0);
+    }
+}
+
 /// A small file system of its own on a loop device, to be filled up.
 pub struct SmallDisk {
-    base: TempDir,
+    disk: Looped,
+    _base: TempDir,
 }
 
 impl SmallDisk {
@@ -264,27 +305,56 @@ impl SmallDisk {
 
     /// What this command makes of a file of that size.
     pub fn of(mkfs: &str, mib: u64) -> SmallDisk {
-        let disk = SmallDisk {
-            base: TempDir::new().unwrap(),
-        };
-        let image = disk.base.path().join("image");
-        File::create(&image).unwrap().set_len(mib << 20).unwrap();
-        fs::create_dir(disk.path()).unwrap();
-        let script = format!("{mkfs} image && mount -o loop image disk");
-        ok(&sh("sh", &script, disk.base.path()));
-        disk
+        let base = TempDir::new().unwrap();
+        let root = base.path().canonicalize().unwrap();
+        let image = image(mkfs, mib, &root);
+        fs::create_dir(root.join("disk")).unwrap();
+        SmallDisk {
+            disk: Looped::new(&image, &root.join("disk")),
+            _base: base,
+        }
     }
 
     pub fn path(&self) -> PathBuf {
-        self.base.path().canonicalize().unwrap().join("disk")
+        self.disk.path().to_path_buf()
+    }
+
+    /// Takes up all room there is, also what became free since it was last called. Starts no
+    /// program: its exec would close our files, which waits for commits in progress.
+    pub fn fill(&self) {
+        let filler = self.path().join("filler");
+        let filler = OpenOptions::new().create(true).append(true).open(filler);
+        let filler = filler.unwrap();
+        for piece in [16 << 20, 1 << 20, 64 << 10, 4 << 10] {
+            let mut taken = 0;
+            while taken == 0 {
+                let end = filler.metadata().unwrap().len().cast_signed();
+                taken = unsafe { libc::fallocate(filler.as_raw_fd(), 0, end, piece) };
+            }
+            let error = io::Error::last_os_error();
+            assert_eq!(error.raw_os_error(), Some(libc::ENOSPC), "{error}");
+        }
+        filler.sync_all().unwrap();
+    }
+
+    /// Gives back what `fill` took.
+    pub fn empty(&self) {
+        fs::remove_file(self.path().join("filler")).unwrap();
+        self.settle();
+    }
+
+    /// What was removed is free once the journal says so.
+    pub fn settle(&self) {
+        File::open(self.path()).unwrap().sync_all().unwrap();
     }
 }
 
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        // The loop device frees itself with its last user.
-        unmount(&self.path());
-    }
+/// Makes a file system, in a file in `dir`.
+pub fn image(mkfs: &str, mib: u64, dir: &Path) -> PathBuf {
+    let image = dir.join("image");
+    File::create(&image).unwrap().set_len(mib << 20).unwrap();
+    ok(&sh("sh", &format!("{mkfs} image"), dir));
+    image
 }
 
 /// Runs a script in a shell ("bash", "busybox sh", also "python3") and waits for it.

@@ -17,6 +17,7 @@ mod commit;
 mod concurrent;
 mod damage;
 mod death;
+mod disks;
 mod engine;
 mod errors;
 mod follow;

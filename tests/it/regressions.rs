@@ -10,24 +10,11 @@ use std::path::Path;
 use std::time::Duration;
 
 /// Takes away the room a log has in reserve, as another mount of the store may, and all other.
-/// Starts no program: its exec would close our files, which waits for commits in progress.
-fn fill(disk: &Path, log: &Path) {
+fn fill(disk: &SmallDisk, log: &Path) {
     let end = read(log).iter().rposition(|&b| b != 0).unwrap() + 1;
     let file = OpenOptions::new().write(true).open(log).unwrap();
     file.set_len(end as u64).unwrap();
-    for size in [64 << 10, 1 << 10] {
-        let mut filler = File::create(disk.join(format!("filler{size}"))).unwrap();
-        while filler.write_all(&vec![0; size]).is_ok() {}
-        filler.sync_all().unwrap();
-    }
-}
-
-fn empty(disk: &Path) {
-    for size in [64 << 10, 1 << 10] {
-        fs::remove_file(disk.join(format!("filler{size}"))).unwrap();
-    }
-    // Blocks are free once the journal says so.
-    File::open(disk).unwrap().sync_all().unwrap();
+    disk.fill();
 }
 
 // One open file, several writers.
@@ -113,10 +100,10 @@ fn whose_line_was_lost_with_a_failed_commit_is_told() {
             });
         };
         come("written");
-        fill(&disk.path(), &disk.path().join("s/log"));
+        fill(&disk, &disk.path().join("s/log"));
         fs::write(base.path().join("full"), "").unwrap();
         come("failed");
-        empty(&disk.path());
+        disk.empty();
         fs::write(base.path().join("empty"), "").unwrap();
         ok(&program.join().unwrap());
         assert_eq!(batches(&s), ["first\n"], "{say}");
@@ -152,11 +139,11 @@ fn a_torn_line_whose_head_was_lost_is_not_glued_to_the_next() {
         // It comes back, for closing it would clear the failure.
         let write = std::thread::spawn(move || (writer.write_all(torn.as_bytes()), writer));
         std::thread::sleep(Duration::from_millis(500));
-        fill(&disk.path(), &log);
+        fill(&disk, &log);
         lock.unlock().unwrap();
         let (wrote, _writer) = write.join().unwrap();
         assert_eq!(errno_of(wrote), libc::ENOSPC, "{file}");
-        empty(&disk.path());
+        disk.empty();
         for _ in 0..2 {
             assert_eq!(errno_of(lines.write_all(b"c\n")), libc::ENOSPC, "{file}");
         }

@@ -397,7 +397,8 @@ fn print(title: &str, all: &Stats) {
     }
 }
 
-fn env(name: &str) -> Option<u64> {
+/// A number from the environment, for longer runs.
+pub fn env(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
 }
 

@@ -1,0 +1,507 @@
+//! Disks that fail: calls of the daemon that are answered with an error (`faults.c`, preloaded),
+//! and sectors that can be neither written nor read.
+
+use super::machine::Machine;
+use super::writers::{KINDS, Writers};
+use crate::harness::*;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+use std::time::Duration;
+use tempfile::TempDir;
+
+const EIO: i32 = libc::EIO;
+/// What is said of the stream `s` when its log fails to sync.
+const UNSYNCED: &str =
+    r#"stream "s" takes no appends until it is mounted again: its log failed to sync"#;
+
+/// What fails now; see `faults.c`.
+struct Faults {
+    base: TempDir,
+}
+
+impl Faults {
+    /// A mount whose daemon meets them.
+    fn new() -> (Faults, Mnt) {
+        let base = TempDir::new().unwrap();
+        let faults = Faults { base };
+        faults.are(&[]);
+        let env = [
+            ("LD_PRELOAD", library().to_path_buf()),
+            ("FAULTS", faults.path()),
+        ];
+        (faults, Mnt::in_env(&env))
+    }
+
+    fn path(&self) -> PathBuf {
+        self.base.path().join("faults")
+    }
+
+    /// From now on these, and no others.
+    fn are(&self, lines: &[&str]) {
+        let new = self.base.path().join("new");
+        fs::write(&new, lines.join("\n")).unwrap();
+        fs::rename(new, self.path()).unwrap();
+    }
+
+    /// How many calls have met one.
+    fn struck(&self) -> usize {
+        let struck = fs::read_to_string(self.base.path().join("faults.struck"));
+        struck.unwrap_or_default().lines().count()
+    }
+}
+
+/// `faults.c`, compiled.
+fn library() -> &'static Path {
+    static LIBRARY: OnceLock<PathBuf> = OnceLock::new();
+    LIBRARY.get_or_init(|| {
+        let dir = Path::new(env!("CARGO_TARGET_TMPDIR"));
+        let new = dir.join(format!("faults.{}.so", std::process::id()));
+        let mut cc = Command::new("cc");
+        cc.args([
+            "-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-o",
+        ]);
+        cc.arg(&new).arg(concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/tests/it/disks/faults.c"
+        ));
+        ok(&cc.output().unwrap_or_else(|e| panic!("cc: {e}")));
+        // Another run of the tests may be using it.
+        let library = dir.join("faults.so");
+        fs::rename(new, &library).unwrap();
+        library
+    })
+}
+
+/// Nothing can be appended to a stream in any way.
+#[track_caller]
+fn refuses(s: &Path) {
+    let n = count(s);
+    let files = ["events", "lines", "new", "from/next"].map(str::to_string);
+    for file in files.into_iter().chain([format!("from/{n}")]) {
+        let result = try_append(s.join(&file), "refused\n");
+        assert_eq!(errno_of(result), EIO, "{file}");
+    }
+    let result = crate::commit::put(s.join(format!("at/{n}")), "refused");
+    assert_eq!(errno_of(result), EIO, "at/{n}");
+    assert_eq!(count(s), n);
+}
+
+#[test]
+fn a_failed_sync_stops_its_stream_alone_until_the_next_mount() {
+    let (faults, m) = Faults::new();
+    let (s, other) = (m.stream("s"), m.stream("other"));
+    append(s.join("events"), "first\n");
+    append(other.join("events"), "first\n");
+    let held = appender(s.join("events")).unwrap();
+    faults.are(&["fdatasync s/log 5 0 0 0"]);
+    let lost = try_append(s.join("events"), "lost\nlost\n");
+    assert_eq!(errno_of(lost), EIO);
+    assert_eq!(faults.struck(), 1, "it is not tried again");
+    assert!(m.log().contains(UNSYNCED), "{}", m.log());
+    append(other.join("events"), "second\n");
+
+    faults.are(&[]);
+    refuses(&s);
+    assert_eq!(text(&read(s.join("events"))), "first\n");
+    append(other.join("events"), "third\n");
+    assert_eq!(text(&read(other.join("events"))), "first\nsecond\nthird\n");
+    drop(held);
+    m.restart();
+    append(s.join("from/1"), "again\n");
+    assert_eq!(text(&read(s.join("events"))), "first\nagain\n");
+}
+
+#[test]
+fn all_batches_that_share_a_failed_sync_are_told() {
+    let (faults, m) = Faults::new();
+    let s = m.stream("s");
+    append(s.join("events"), "first\n");
+    // The first commit waits in its sync until the others have queued up behind it.
+    faults.are(&["fdatasync s/log 0 0 0 0"]);
+    let batch = |n: usize| format!("{n}\n").repeat(n + 1);
+    std::thread::scope(|scope| {
+        let append = |n| {
+            let events = s.join("events");
+            scope.spawn(move || try_append(events, batch(n)))
+        };
+        let before = append(0);
+        eventually("the first is in its sync", || faults.struck() == 1);
+        let writers: Vec<_> = (1..9).map(append).collect();
+        // They are in the queue when they do not come back; there is nothing to see of that.
+        std::thread::sleep(Duration::from_millis(300));
+        faults.are(&["fdatasync s/log 5 1 0 0"]);
+        before.join().unwrap().unwrap();
+        for writer in writers {
+            assert_eq!(errno_of(writer.join().unwrap()), EIO);
+        }
+    });
+    assert_eq!(faults.struck(), 2, "one sync for all of them");
+    assert_eq!(text(&read(s.join("events"))), "first\n0\n");
+    faults.are(&[]);
+    refuses(&s);
+    m.restart();
+    append(s.join("from/2"), "again\n");
+    assert_eq!(text(&read(s.join("events"))), "first\n0\nagain\n");
+}
+
+#[test]
+fn a_failed_batch_that_cannot_be_cut_off_is_there_or_not() {
+    for (fault, why) in [
+        ("fdatasync s/log 5 0 0 0", "its log failed to sync"),
+        (
+            "pwrite s/log 5 0 60 9999",
+            "a batch that failed could not be cut off again",
+        ),
+    ] {
+        for cut in ["ftruncate s/log 5 0 0 0", "fsync s/log 5 0 0 0"] {
+            let (faults, m) = Faults::new();
+            let s = m.stream("s");
+            append(s.join("events"), "first\n");
+            faults.are(&[fault, cut]);
+            let result = try_append(s.join("events"), "a batch\nof two\n");
+            assert_eq!(errno_of(result), EIO);
+            assert_eq!(faults.struck(), 2, "{fault}, {cut}");
+            let line = format!("stream \"s\" takes no appends until it is mounted again: {why}");
+            assert!(m.log().contains(&line), "{}", m.log());
+            faults.are(&[]);
+            refuses(&s);
+            assert_eq!(text(&read(s.join("events"))), "first\n");
+            m.restart();
+            append(s.join("events"), "again\n");
+            let all = text(&read(s.join("events")));
+            let may_be = ["first\nagain\n", "first\na batch\nof two\nagain\n"];
+            assert!(may_be.contains(&&*all), "{all:?}");
+        }
+    }
+}
+
+#[test]
+fn a_failed_write_to_the_log_takes_its_batch_alone() {
+    let (faults, m) = Faults::new();
+    let s = m.stream("s");
+    append(s.join("events"), "first\n");
+    for n in 1..4 {
+        // The second sector of the batch.
+        faults.are(&["pwrite s/log 5 0 512 9999"]);
+        let lost = try_append(s.join("events"), "x\n".repeat(100));
+        assert_eq!(errno_of(lost), EIO);
+        assert_eq!(faults.struck(), n);
+        assert_eq!(m.log().matches("s/log: Input/output error").count(), n);
+        faults.are(&[]);
+        append(s.join(format!("from/{n}")), "good\n");
+    }
+    m.restart();
+    let all = "first\ngood\ngood\ngood\n";
+    assert_eq!(text(&read(s.join("events"))), all);
+}
+
+#[test]
+fn a_failed_write_to_the_index_leaves_its_batch_in_doubt() {
+    let (faults, m) = Faults::new();
+    let s = m.stream("s");
+    append(s.join("events"), "first\n");
+    faults.are(&["pwrite s/index 5 0 0 9999"]);
+    let doubt = try_append(s.join("from/1"), "a batch\nof two\n");
+    assert_eq!(errno_of(doubt), EIO);
+    assert_eq!(faults.struck(), 1);
+    let line = r#"stream "s": a commit may have happened or not: s/index"#;
+    assert!(m.log().contains(line), "{}", m.log());
+    assert_eq!(text(&read(s.join("events"))), "first\n");
+    faults.are(&[]);
+    // What the README says to do.
+    let there = match fs::read(s.join("at/1")) {
+        Ok(event) => event == b"a batch",
+        Err(_) => match try_append(s.join("from/1"), "a batch\nof two\n") {
+            Ok(()) => true,
+            Err(error) => error.raw_os_error() == Some(libc::EEXIST),
+        },
+    };
+    assert!(there);
+    assert_eq!(text(&read(s.join("events"))), "first\na batch\nof two\n");
+    m.restart();
+    assert_eq!(text(&read(s.join("events"))), "first\na batch\nof two\n");
+}
+
+#[test]
+fn a_failed_read_is_told_who_reads_there_alone() {
+    let (faults, m) = Faults::new();
+    let (s, other) = (m.stream("s"), m.stream("other"));
+    append(other.join("events"), "other\n");
+    // Each takes two blocks of its log.
+    let line = |n: u64| format!("{n:0>8175}\n");
+    append(s.join("events"), (0..8).map(line).collect::<String>());
+    let all = read(s.join("events"));
+    for again in [false, true] {
+        if again {
+            m.restart();
+        }
+        let struck = faults.struck();
+        // The second block of event 3.
+        faults.are(&["pread s/log 5 0 28672 32768"]);
+        for n in (0..8).filter(|n| *n != 3) {
+            let at = read(s.join(format!("at/{n}")));
+            assert_eq!(text(&at) + "\n", line(n));
+        }
+        assert_eq!(errno_of(fs::read(s.join("at/3"))), EIO);
+        assert_eq!(errno_of(fs::read(s.join("from/3"))), EIO);
+        assert!(read(s.join("from/4")).starts_with(&all[4 * 8176..]));
+        let copy = "cat events > $DIR/copy; echo $?";
+        let dir = TempDir::new().unwrap();
+        let copy = copy.replace("$DIR", dir.path().to_str().unwrap());
+        assert_eq!(ok(&sh("sh", &copy, &s)), "1\n");
+        assert!(read(dir.path().join("copy")) == all[..3 * 8176], "up to it");
+        assert!(m.log().contains("s/log: Input/output error"), "{}", m.log());
+        assert!(faults.struck() > struck);
+        append(s.join("events"), "still takes them\n");
+        assert_eq!(text(&read(other.join("events"))), "other\n");
+        faults.are(&[]);
+        assert_eq!(text(&read(s.join("at/3"))) + "\n", line(3));
+        assert!(read(s.join("events")).starts_with(&all));
+    }
+}
+
+#[test]
+fn a_failed_read_while_it_recovers_changes_nothing() {
+    let (faults, m) = Faults::new();
+    let s = m.stream("s");
+    let line = |n: u64| format!("{n:0>8175}\n");
+    for n in 0..8 {
+        append(s.join("events"), line(n));
+    }
+    let all = read(s.join("events"));
+    let (log, index) = (m.store().join("s/log"), m.store().join("s/index"));
+    // A block of an event in the middle, of the last one, behind it; without an index and with.
+    for (delete, bad) in [
+        (true, "pread s/log 5 0 28672 32768"),
+        (true, "pread s/log 5 0 61440 65536"),
+        (true, "pread s/log 5 0 65536 999999"),
+        (false, "pread s/log 5 0 61440 65536"),
+        (false, "pread s/log 5 0 65536 999999"),
+        (false, "pread s/index 5 0 0 4096"),
+    ] {
+        m.stop();
+        if delete {
+            fs::remove_file(&index).unwrap();
+        }
+        let before = read(&log);
+        faults.are(&[bad]);
+        m.restart();
+        let struck = faults.struck();
+        for file in ["events", "at/0", "count"] {
+            assert_eq!(
+                errno_of(fs::read(s.join(file))),
+                EIO,
+                "{delete} {bad} {file}"
+            );
+        }
+        let refused = try_append(s.join("events"), "refused\n");
+        assert_eq!(errno_of(refused), EIO, "{delete} {bad}");
+        assert!(faults.struck() > struck);
+        assert!(read(&log) == before, "{delete} {bad}");
+        faults.are(&[]);
+        assert!(read(s.join("events")) == all, "{delete} {bad}");
+    }
+    append(s.join("from/8"), "takes them\n");
+}
+
+#[test]
+fn a_failed_sync_while_it_recovers_stops_the_stream() {
+    let (faults, m) = Faults::new();
+    let s = m.stream("s");
+    append(s.join("events"), "first\n");
+    faults.are(&["pwrite s/index 5 0 0 9999"]);
+    let doubt = try_append(s.join("events"), "a batch\nof two\n");
+    assert_eq!(errno_of(doubt), EIO);
+    faults.are(&["fsync s/log 5 0 0 0"]);
+    m.restart();
+    let refused = try_append(s.join("events"), "refused\n");
+    assert_eq!(errno_of(refused), EIO);
+    assert!(m.log().contains(UNSYNCED), "{}", m.log());
+    faults.are(&[]);
+    refuses(&s);
+    assert!(text(&read(s.join("events"))).starts_with("first\n"));
+    m.restart();
+    append(s.join("from/3"), "again\n");
+    assert_eq!(
+        text(&read(s.join("events"))),
+        "first\na batch\nof two\nagain\n"
+    );
+}
+
+#[test]
+fn a_failed_temporary_file_takes_its_batch_alone() {
+    let (faults, m) = Faults::new();
+    let s = m.stream("s");
+    let large = "0123456789abcde\n".repeat(1 << 16);
+    append(s.join("events"), "first\n");
+    for (n, fault) in [
+        "open store 5 0 0 0",
+        "pwrite deleted) 5 0 0 999999999",
+        "pread deleted) 5 0 0 999999999",
+    ]
+    .iter()
+    .enumerate()
+    {
+        faults.are(&[fault]);
+        let lost = try_append(s.join("events"), &large);
+        assert_eq!(errno_of(lost), EIO, "{fault}");
+        assert_eq!(faults.struck(), n + 1, "{fault}");
+        append(s.join(format!("from/{}", n + 1)), "good\n");
+    }
+    faults.are(&[]);
+    append(s.join("events"), &large);
+    m.restart();
+    let all = format!("first\ngood\ngood\ngood\n{large}");
+    assert!(read(s.join("events")) == all.as_bytes());
+}
+
+#[test]
+fn a_stream_whose_names_cannot_be_synced_takes_nothing_yet() {
+    let (faults, m) = Faults::new();
+    for (n, fault) in [
+        "fsync /index 5 0 0 0",
+        "fsync /s1 5 0 0 0",
+        "fsync store 5 0 0 0",
+    ]
+    .iter()
+    .enumerate()
+    {
+        let s = m.stream(format!("s{n}"));
+        faults.are(&[fault]);
+        let lost = try_append(s.join("events"), "lost\n");
+        assert_eq!(errno_of(lost), EIO, "{fault}");
+        assert_eq!(faults.struck(), n + 1, "{fault}");
+        assert_eq!(count(&s), 0);
+        faults.are(&[]);
+        append(s.join("from/0"), "good\n");
+        m.restart();
+        assert_eq!(text(&read(s.join("events"))), "good\n", "{fault}");
+    }
+}
+
+// ---- real sectors ----------------------------------------------------------------------------
+
+/// What the disk can neither write nor read.
+const BAD: &[u8] = b"no disk shall take this";
+
+fn cannot_write(mkfs: &str) {
+    let machine = Machine::new(mkfs, 512);
+    let m = &machine.m;
+    let (s, other) = (m.stream("s"), m.stream("other"));
+    append(s.join("events"), "first\n");
+    append(other.join("events"), "first\n");
+    let bad = [BAD, b"\nand more\n"].concat();
+    machine.device.spoil(Some(BAD));
+    assert_eq!(errno_of(try_append(s.join("events"), &bad)), EIO);
+    assert!(m.log().contains(UNSYNCED), "{}", m.log());
+    refuses(&s);
+    assert_eq!(text(&read(s.join("events"))), "first\n");
+    append(other.join("events"), "second\n");
+    // Of other bytes the sector takes what it is given.
+    m.restart();
+    append(s.join("from/1"), "again\n");
+    let check = || {
+        assert_eq!(text(&read(s.join("events"))), "first\nagain\n");
+        assert_eq!(text(&read(other.join("events"))), "first\nsecond\n");
+    };
+    check();
+    machine.device.spoil(None);
+    machine.cut(|_, _| false);
+    check();
+    append(s.join("from/2"), &bad);
+}
+
+#[test]
+fn a_sector_that_cannot_be_written_on_ext4() {
+    cannot_write("mkfs.ext4 -q");
+}
+
+#[test]
+fn a_sector_that_cannot_be_written_on_xfs() {
+    cannot_write("mkfs.xfs -q");
+}
+
+#[test]
+fn a_sector_that_cannot_be_written_on_btrfs() {
+    cannot_write("mkfs.btrfs -q");
+}
+
+fn cannot_read(mkfs: &str) {
+    let machine = Machine::new(mkfs, 512);
+    let m = &machine.m;
+    let (s, other) = (m.stream("s"), m.stream("other"));
+    append(other.join("events"), "other\n");
+    // Kernels read in pieces of up to 2 MiB, and such a piece is readable or not.
+    let line = |n: u64| match n {
+        1 => [&vec![b'x'; 3 << 20][..], BAD, &vec![b'x'; 3 << 20]].concat(),
+        n => vec![b'0' + n as u8; 6 << 20],
+    };
+    for n in 0..3 {
+        append(s.join("events"), line(n));
+    }
+    m.stop();
+    machine.remount();
+    machine.device.spoil(Some(BAD));
+    m.restart();
+    assert_eq!(errno_of(fs::read(s.join("at/1"))), EIO);
+    assert_eq!(errno_of(fs::read(s.join("from/1"))), EIO);
+    assert!(m.log().contains("s/log: Input/output error"), "{}", m.log());
+    assert!(read(s.join("at/0")) == line(0));
+    assert!(read(s.join("at/2")) == line(2));
+    append(s.join("from/3"), "more\n");
+    assert_eq!(text(&read(other.join("events"))), "other\n");
+    machine.device.spoil(None);
+    assert!(read(s.join("at/1")) == line(1));
+    assert_eq!(text(&read(s.join("from/3"))), "more\n");
+}
+
+#[test]
+fn a_sector_that_cannot_be_read_on_ext4() {
+    cannot_read("mkfs.ext4 -q");
+}
+
+#[test]
+fn a_sector_that_cannot_be_read_on_xfs() {
+    cannot_read("mkfs.xfs -q");
+}
+
+#[test]
+fn a_sector_that_cannot_be_read_on_btrfs() {
+    cannot_read("mkfs.btrfs -q");
+}
+
+/// The whole disk fails while processes append, and works again after the machine was switched off.
+fn dies(mkfs: &str) {
+    let machine = Machine::new(mkfs, 512);
+    let mut writers = Writers::start(&machine.m);
+    for _ in 0..2 {
+        writers.all_go_on();
+        machine.device.spoil(Some(b""));
+        eventually("all have met it", || {
+            writers.meet(&KINDS, &["EIO", "EROFS"])
+        });
+        machine.device.spoil(None);
+        machine.cut(|_, _| true);
+        writers.check(&machine.m);
+        writers.probe(&machine.m);
+    }
+    writers.all_go_on();
+    println!("{}", writers.report());
+}
+
+#[test]
+fn a_disk_that_dies_below_ext4() {
+    dies("mkfs.ext4 -q");
+}
+
+#[test]
+fn a_disk_that_dies_below_xfs() {
+    dies("mkfs.xfs -q");
+}
+
+#[test]
+fn a_disk_that_dies_below_btrfs() {
+    dies("mkfs.btrfs -q");
+}
