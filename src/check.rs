@@ -101,6 +101,7 @@ impl<D: Disk> Store<D> {
             over: None,
             counted: true,
             lost: None,
+            unmended: None,
         };
         let mut check = Check {
             files: &files,

@@ -7,6 +7,7 @@
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, mpsc};
 use std::time::Instant;
 
@@ -19,6 +20,9 @@ use crate::log::{ENTRIES, Files, read_full};
 use crate::spill::{Spill, write_all};
 use crate::stream::{Stream, Tip, lock};
 
+/// So many of the callers' threads may be committing; beyond that a commit gets one of its own, so
+/// that slow ones leave a mount with threads for those who want something else.
+const LEADERS: usize = 48;
 /// Batches in memory share a sync up to this many bytes of log; a larger one goes alone.
 const GROUP: u64 = 1 << 20;
 
@@ -90,10 +94,7 @@ impl<D: Disk> Stream<D> {
             self.commit_group();
             if !self.idle() {
                 // Those that came meanwhile must not keep this caller from going on.
-                let stream = self.clone();
-                let helper = std::thread::Builder::new().spawn(move || stream.lead());
-                if helper.is_err() {
-                    // No more threads: then it must.
+                if !self.lead_elsewhere() {
                     self.lead();
                 }
             }
@@ -106,8 +107,18 @@ impl<D: Disk> Stream<D> {
     /// one also commits what others bring meanwhile, so nobody has to wait in a thread.
     pub fn submit(self: &Arc<Self>, batch: Batch<D>, guard: Option<u64>, done: Done) {
         if self.enqueue(batch, guard, done) {
-            self.lead();
+            let few = self.shared.leading.load(Relaxed) < LEADERS;
+            if few || !self.lead_elsewhere() {
+                self.lead();
+            }
         }
+    }
+
+    /// Leaves the lead to a thread of its own. False when there are no more threads.
+    fn lead_elsewhere(self: &Arc<Self>) -> bool {
+        let stream = self.clone();
+        let thread = std::thread::Builder::new().spawn(move || stream.lead());
+        thread.is_ok()
     }
 
     fn enqueue(&self, batch: Batch<D>, guard: Option<u64>, done: Done) -> bool {
@@ -122,9 +133,11 @@ impl<D: Disk> Stream<D> {
     }
 
     fn lead(self: &Arc<Self>) {
+        self.shared.leading.fetch_add(1, Relaxed);
         while !self.idle() {
             self.commit_group();
         }
+        self.shared.leading.fetch_sub(1, Relaxed);
     }
 
     fn idle(&self) -> bool {
@@ -245,12 +258,7 @@ impl<D: Disk> Stream<D> {
             writer.flush()
         };
         if let Err(error) = frames() {
-            // Cut it off before anything else is written there, and make that durable.
-            let cut = self.cut(files, tip.end);
-            if cut.and_then(|()| disk.sync_all(&files.log)).is_err() {
-                self.stop(files, "a batch that failed could not be cut off again");
-            }
-            return Err(error);
+            return Err(self.undo(files, tip.end, error));
         }
         if disk.sync_data(&files.log).is_err() {
             // What became of the pages is not known, and trying again may lie. The stream stops in
@@ -262,17 +270,42 @@ impl<D: Disk> Stream<D> {
         let Writer { at: end, ends, .. } = writer;
         let index = || -> Result<()> {
             if keep {
-                files.put_entries(tip.count, &ends)?;
+                files.hint(tip.count, &ends)?;
             } else {
                 files.map(tip.count, tip.end, new.count)?;
             }
             files.publish(new.count)?;
             disk.stat(&files.log).map_err(self.os("log")).map(drop)
         };
-        index().map_err(|error| self.unknown(&error))?;
+        index().map_err(|error| match error {
+            // Nobody has seen it: where the count finds no room all of it can be undone.
+            full if full.no_room() => self.undo(files, tip.end, full),
+            error => self.unknown(&error),
+        })?;
         *lock(&self.tip) = Tip { end, ..new };
         self.shared.status.commit();
         Ok(())
+    }
+
+    /// Takes back what was written of a batch that failed, before anything else is written there;
+    /// says what is to be told of it.
+    fn undo(&self, files: &Files<D>, end: u64, error: Error) -> Error {
+        let disk = self.disk();
+        let mut head = [0; frame::HEADER];
+        // Frames are written in order: without the first there is none.
+        if read_full(disk, &files.log, &mut head, end).is_ok() && head == [0; frame::HEADER] {
+            return error;
+        }
+        match self.cut(files, end).map_err(self.os("log")) {
+            Ok(()) if disk.sync_all(&files.log).is_ok() => error,
+            // Where each write takes new blocks to cut needs room, too. Whoever has something to
+            // write next recovers first: what is there is then cut off, or adopted.
+            Err(full) if full.no_room() => self.unknown(&error),
+            _ => {
+                self.stop(files, "a batch that failed could not be cut off again");
+                self.unknown(&error)
+            }
+        }
     }
 
     pub(crate) fn cut(&self, files: &Files<D>, end: u64) -> std::io::Result<()> {
@@ -314,7 +347,7 @@ impl<D: Disk> Stream<D> {
         let disk = self.disk();
         let _writer = lock(&self.writer);
         // Each turn finds what another process left; nobody can do that forever.
-        for _ in 0..16 {
+        for turn in 0..16 {
             let files = self.files()?;
             let stopped = lock(&self.shared.stopped).get(&files.identity).copied();
             let lost = files.lost.map(|_| "the disk lost acknowledged events");
@@ -323,6 +356,15 @@ impl<D: Disk> Stream<D> {
                     stream: self.title(),
                     why,
                 });
+            }
+            if let Some(full) = &files.unmended {
+                if turn > 0 {
+                    return Err(full.clone());
+                }
+                // There may be room by now.
+                drop(files);
+                self.close();
+                continue;
             }
             disk.lock(&files.log, false).map_err(self.os("log"))?;
             let held = Held {
@@ -352,7 +394,11 @@ impl<D: Disk> Stream<D> {
                     let result = change(&files, tip);
                     let released = held.release();
                     return match released {
-                        Err(error) if result.is_ok() => Err(self.unknown(&self.os("log")(error))),
+                        Err(error) if result.is_ok() => {
+                            // Nobody is to be told EEXIST for it.
+                            *lock(&self.tip) = tip;
+                            Err(self.unknown(&self.os("log")(error)))
+                        }
                         _ => result,
                     };
                 }

@@ -92,6 +92,11 @@ impl Error {
         }
     }
 
+    /// The disk is full, or a quota.
+    pub(crate) fn no_room(&self) -> bool {
+        matches!(self, Error::Os { errno, .. } if [libc::ENOSPC, libc::EDQUOT].contains(errno))
+    }
+
     /// Adds what was asked for to an answer of the operating system.
     pub fn os(what: impl fmt::Display) -> impl FnOnce(io::Error) -> Error {
         move |error| Error::Os {

@@ -33,6 +33,8 @@ pub(crate) struct Files<D: Disk> {
     pub(crate) counted: bool,
     /// The disk lost acknowledged events, from this one on.
     pub(crate) lost: Option<u64>,
+    /// There was no room to recover it: it can be read as it is.
+    pub(crate) unmended: Option<Error>,
 }
 
 impl<D: Disk> Files<D> {
@@ -136,6 +138,14 @@ impl<D: Disk> Files<D> {
         write_all(&*self.disk, file, &bytes, entry_at(n)).map_err(self.os("index"))
     }
 
+    /// Writes entries where there is room for them: those that are missing are derived when met.
+    pub(crate) fn hint(&self, n: u64, ends: &[u64]) -> Result<()> {
+        match self.put_entries(n, ends) {
+            Err(full) if full.no_room() => Ok(()),
+            written => written,
+        }
+    }
+
     /// Derives the entries of the events `n..to`, of which the first begins at `at`; says where
     /// event `to` begins.
     pub(crate) fn map(&self, n: u64, at: u64, to: u64) -> Result<u64> {
@@ -146,7 +156,7 @@ impl<D: Disk> Files<D> {
             ends.push(at);
             if ends.len() == ENTRIES || n + 1 == to {
                 if self.write || self.over.is_some() {
-                    self.put_entries(from, &ends)?;
+                    self.hint(from, &ends)?;
                 }
                 from = n + 1;
                 ends.clear();

@@ -64,6 +64,7 @@ impl<D: Disk> Stream<D> {
             over: None,
             counted: true,
             lost: None,
+            unmended: None,
         };
         let tip = self.recover(&mut files, found)?;
         if *known != found.identity {
@@ -88,7 +89,7 @@ impl<D: Disk> Stream<D> {
         };
         let indexed = found.facts.indexed;
         match decide(found.facts) {
-            Decision::Lost => self.lose(files, indexed, tip),
+            Decision::Lost => self.lose(files, indexed, found.walk.next, tip),
             Decision::Use { .. } if !files.write => {
                 if indexed != Some(tip.count) {
                     files.counted = indexed.is_some();
@@ -97,30 +98,49 @@ impl<D: Disk> Stream<D> {
                 Ok(tip)
             }
             Decision::Use { adopt, cut } => {
-                if cut {
-                    if indexed.is_none() && !found.facts.clean {
-                        self.keep(files, tip, log.len)?;
+                match self.mend(files, &found, tip, (adopt, cut), log.len) {
+                    // Whoever only reads needs none of it, if what is read stays.
+                    Err(full) if full.no_room() && self.disk().sync_all(&files.log).is_ok() => {
+                        files.counted = false;
+                        files.unmended = Some(full);
                     }
-                    self.cut(files, tip.end).map_err(files.os("log"))?;
-                }
-                if adopt {
-                    let written = files.copy(found.beyond, tip.end, &files.log);
-                    written.map_err(files.os("log"))?;
-                }
-                if (cut || tip.end > found.beyond) && self.disk().sync_all(&files.log).is_err() {
-                    // Next time there would be nothing to cut, and this would be forgotten.
-                    return Err(self.stop(files, "its log failed to sync"));
-                }
-                if adopt {
-                    self.count_in(files, &found, tip.count)?;
+                    mended => mended?,
                 }
                 Ok(tip)
             }
         }
     }
 
+    fn mend(
+        &self,
+        files: &Files<D>,
+        found: &Survey,
+        tip: Tip,
+        (adopt, cut): (bool, bool),
+        len: u64,
+    ) -> Result<()> {
+        if cut {
+            if found.facts.indexed.is_none() && !found.facts.clean {
+                self.keep(files, tip, len)?;
+            }
+            self.cut(files, tip.end).map_err(files.os("log"))?;
+        }
+        if adopt {
+            let written = files.copy(found.beyond, tip.end, &files.log);
+            written.map_err(files.os("log"))?;
+        }
+        if (cut || tip.end > found.beyond) && self.disk().sync_all(&files.log).is_err() {
+            // Next time there would be nothing to cut, and this would be forgotten.
+            return Err(self.stop(files, "its log failed to sync"));
+        }
+        if adopt {
+            self.count_in(files, found, tip.count)?;
+        }
+        Ok(())
+    }
+
     fn survey(&self, files: &Files<D>, len: u64) -> Result<Survey> {
-        let mut scan = files.scan(PIECE);
+        let mut scan = files.scan(usize::try_from(len).map_or(PIECE, |len| len.min(PIECE)));
         let indexed = files.header()?;
         let start = files.last_sound(&mut scan, indexed.unwrap_or(0))?;
         let (mut walk, mut beyond, mut gap) = (start, start.at, false);
@@ -226,11 +246,13 @@ impl<D: Disk> Stream<D> {
     }
 
     /// The disk lost acknowledged events: what is intact is `tip` and perhaps more behind it.
-    fn lose(&self, files: &mut Files<D>, indexed: Option<u64>, tip: Tip) -> Result<Tip> {
-        files.lost = Some(tip.count);
+    fn lose(&self, files: &mut Files<D>, indexed: Option<u64>, next: u64, tip: Tip) -> Result<Tip> {
         // Another mount may see more of it, and append.
         files.counted = indexed.is_some();
         let count = indexed.map_or(tip.count, |count| count.max(tip.count));
+        // What is left of a batch that lost its end is intact.
+        let lost = next.min(count);
+        files.lost = Some(lost);
         // Where the count covers what is not there, reading must come to it, and fail.
         let missing = frame::OVERHEAD * (count - tip.count);
         let end = (tip.end + missing).max(files.entry(count)?);
@@ -238,7 +260,7 @@ impl<D: Disk> Stream<D> {
             self.map_aside(files, Walk::default(), count)?;
         }
         let what = "acknowledged events are missing or damaged; the stream takes no appends";
-        (self.shared.log)(&files.damaged(tip.count, what).to_string());
+        (self.shared.log)(&files.damaged(lost, what).to_string());
         Ok(Tip { count, end, ..tip })
     }
 }

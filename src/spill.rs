@@ -12,6 +12,8 @@ use crate::error::{Error, Result};
 pub(crate) const PIECE: usize = 256 << 10;
 /// All batches together keep at most this many bytes in memory.
 const MEMORY: u64 = 32 << 20;
+/// But of each so many may be: whoever holds all the rest must not keep others from small ones.
+const SMALL: usize = 4 << 10;
 /// At most this many batches have a temporary file.
 const FILES: u64 = 4096;
 
@@ -47,7 +49,8 @@ impl<D: Disk> Spill<D> {
         let new = bytes.len() as u64;
         if self.file.is_none() {
             let all = self.ceiling.memory.fetch_add(new, Relaxed) + new;
-            if self.memory.len() + bytes.len() <= PIECE && all <= MEMORY {
+            let here = self.memory.len() + bytes.len();
+            if here <= SMALL || here <= PIECE && all <= MEMORY {
                 self.memory.extend_from_slice(bytes);
                 self.len += new;
                 return Ok(());

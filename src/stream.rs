@@ -4,7 +4,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::commit::{Queue, Room};
@@ -33,6 +33,8 @@ pub(crate) struct Shared<D: Disk> {
     pub(crate) log: Box<dyn Fn(&str) + Send + Sync>,
     pub(crate) ceiling: Arc<Ceiling>,
     pub(crate) status: Status,
+    /// How many threads are committing for others.
+    pub(crate) leading: AtomicUsize,
     /// Streams that take no appends, by the identity of their log: this outlives any cache.
     pub(crate) stopped: Mutex<HashMap<u64, &'static str>>,
     /// Those with open files; the next to close them is in front.
@@ -49,6 +51,7 @@ impl<D: Disk> Shared<D> {
             log,
             ceiling: Arc::default(),
             status: Status::default(),
+            leading: AtomicUsize::new(0),
             stopped: Mutex::default(),
             open: Mutex::default(),
             big: Mutex::default(),
@@ -222,7 +225,7 @@ impl<D: Disk> Stream<D> {
 
     fn files_and_tip(self: &Arc<Self>) -> Result<(Arc<Files<D>>, Tip)> {
         // What is opened anew is right, unless it changed again.
-        for _ in 0..3 {
+        for turn in 0..3 {
             let files = self.files()?;
             let index = self.disk().stat(&files.index).map_err(self.os("index"))?;
             // The index was deleted, or the stream. Where we may not make another, it is an old or
@@ -236,6 +239,9 @@ impl<D: Disk> Stream<D> {
                         (true, false) => files.header()?.is_some(),
                         (false, _) => self.disk().identity(&path).is_ok(),
                     }
+            } else if files.unmended.is_some() {
+                // There may be room by now.
+                turn == 0
             } else {
                 files.counted && !index.named
             };
@@ -265,9 +271,13 @@ impl<D: Disk> Stream<D> {
         }
         // By its last event: the index may have a hole where that begins.
         let mut scan = files.scan(0);
-        let at = files.locate(&mut scan, count - 1)?;
+        let at = match files.locate(&mut scan, count - 1) {
+            // Recovery finds out what is there, and what is missing.
+            Err(Error::Damaged { .. }) => return Ok(None),
+            at => at?,
+        };
         let Found::Frame(last) = scan.frame(count - 1, at)? else {
-            return Err(files.damaged(count - 1, "the last event is damaged"));
+            return Ok(None);
         };
         let mut seen = lock(&self.tip);
         if count > seen.count {
@@ -355,8 +365,8 @@ impl<D: Disk> Stream<D> {
 
     /// At least one of the events `n..count`, as many as are in a piece of the log.
     fn some(self: &Arc<Self>, n: u64, count: u64) -> Result<Vec<Event>> {
-        let (files, _) = self.files_and_tip()?;
-        let mut scan = files.scan(PIECE);
+        let (files, tip) = self.files_and_tip()?;
+        let mut scan = files.scan(usize::try_from(tip.end).map_or(PIECE, |end| end.min(PIECE)));
         let mut at = files.locate(&mut scan, n)?;
         let (end, mut events) = (at + PIECE as u64, Vec::new());
         for index in n..count {
