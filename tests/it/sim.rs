@@ -9,6 +9,7 @@
 //! The same seed is the same run; `SMOLSTORE_SIM_SEED=7 scripts/sim` prints each disk call of it.
 
 mod disk;
+mod faults;
 mod model;
 mod work;
 

@@ -403,7 +403,9 @@ pub(super) struct World {
     pub(super) clock: u64,
     /// The incarnation of each engine that lives.
     pub(super) alive: [u64; ENGINES],
+    /// It was cut off; then something tells it: a look at a file, or an unlock.
     pub(super) adrift: [bool; ENGINES],
+    told_by: Kind,
     pub(super) down: bool,
     /// Nothing fails.
     pub(super) calm: bool,
@@ -452,6 +454,7 @@ impl World {
             clock: 1_700_000_000_000_000_000,
             alive: [0; ENGINES],
             adrift: [false; ENGINES],
+            told_by: Kind::Unlock,
             down: false,
             calm: false,
             full: false,
@@ -540,6 +543,15 @@ impl World {
         self.change(dir, vec![(name, None)]);
         Ok(())
     }
+    /// Whether a stream has an index that is its log's.
+    pub(super) fn indexed(&self, name: &str) -> bool {
+        let index = |dir: u64| {
+            let file = |name| self.dirs[&dir].now.get(name);
+            let header = self.files[file("index")?].cache.get(8..16)?;
+            Some(header == file("log")?.to_le_bytes())
+        };
+        self.dir(name).ok().and_then(index) == Some(true)
+    }
     /// Only who holds the lock of a stream's log may change the stream's files.
     fn check_lock(&mut self, ino: u64, engine: usize) {
         let Some((dir, name)) = self.name_of(ino) else {
@@ -578,6 +590,7 @@ impl World {
         self.grave += 1;
         self.faults += 1;
         self.adrift[engine] = true;
+        self.told_by = self.rng.one_of(&[Kind::Read, Kind::Unlock]);
         self.locks.retain(|held| held.engine != engine);
     }
     /// The machine starts again, with what survived.
@@ -812,13 +825,8 @@ impl SimDisk {
             }
             turn.fail = None;
             w.faults += 1;
-            // What it writes and syncs it believes, and perhaps that a file is as it was.
-            let believed = match kind {
-                Kind::Write | Kind::Sync => true,
-                Kind::Read => w.rng.one_in(2),
-                Kind::Make | Kind::Cut | Kind::Unlock => false,
-            };
-            if !believed {
+            // What it writes and syncs it believes.
+            if matches!(kind, Kind::Make | Kind::Cut) || kind == w.told_by {
                 return errno(libc::EIO);
             }
         } else if let Some(code) = turn.fail {

@@ -499,10 +499,10 @@ impl Sim {
             self.model(|model| model.raise(before.stream, count));
         }
         // Where it may not make an index, a reader stays at the one it knew.
-        let sight = if engine == READER {
-            Sight::Late
-        } else {
-            Sight::Durable
+        let sight = match engine {
+            READER if self.world().indexed(name) => Sight::Whole,
+            READER => Sight::Late,
+            _ => Sight::Durable,
         };
         let Some(all) = self.check_all(engine, store, name, sight) else {
             return;
