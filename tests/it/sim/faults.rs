@@ -118,19 +118,16 @@ const FAULTS: &[Fault] = &[
         "failed write not cut",
         "commit.rs",
         &[(
-            r#"let cut = self.cut(files, tip.end);
-            if cut.and_then(|()| disk.sync_all(&files.log)).is_err() {
-                self.stop(files, "a batch that failed could not be cut off again");
-            }"#,
-            "",
+            "return Err(self.undo(files, tip.end, error));",
+            "return Err(error);",
         )],
     ),
     fault(
         "failed write, its cut not synced",
         "commit.rs",
         &[(
-            "cut.and_then(|()| disk.sync_all(&files.log)).is_err()",
-            "cut.is_err()",
+            "Ok(()) if disk.sync_all(&files.log).is_ok() => error,",
+            "Ok(()) if fault!() || disk.sync_all(&files.log).is_ok() => error,",
         )],
     ),
     fault(
