@@ -250,6 +250,7 @@ impl Sim {
             }
         }
         if w.rng.one_in(3) {
+            w.waits = w.rng.one_in(3);
             let after = w.rng.next() % 30;
             w.hook = Some((after, self.meanwhile(other)));
         }
@@ -284,6 +285,9 @@ impl Sim {
             }
             sim.note("    meanwhile:");
             sim.operate(engine, true);
+            while sim.roll(3) == 0 {
+                sim.operate(engine, true);
+            }
             sim.note("    back:");
         })
     }

@@ -298,6 +298,7 @@ impl Doom {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     Read,
+    Lock,
     /// Of a name.
     Make,
     Write,
@@ -307,8 +308,9 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    const ALL: [Kind; 6] = [
+    const ALL: [Kind; 7] = [
         Kind::Read,
+        Kind::Lock,
         Kind::Make,
         Kind::Write,
         Kind::Cut,
@@ -348,6 +350,8 @@ pub(super) struct Climate {
     pub(super) together: usize,
     /// So many names are in use.
     pub(super) names: usize,
+    /// Of a hundred operations so many remove a stream, and so many rename one.
+    pub(super) changes: usize,
     /// Of a hundred operations so many unlink an index.
     pub(super) unlinks: usize,
     /// So many of the sectors that were written survive everywhere.
@@ -356,7 +360,7 @@ pub(super) struct Climate {
 
 impl Climate {
     fn roll(rng: &mut Rng) -> Climate {
-        Climate {
+        let mixed = Climate {
             rates: rng.one_of(&[
                 &[None][..],
                 &[None, None, Some(40)],
@@ -381,7 +385,44 @@ impl Climate {
             together: rng.one_of(&[1, 2, 4]),
             names: rng.one_of(&[1, 1, 2, 3, 5]),
             unlinks: rng.one_of(&[0, 2, 10]),
+            changes: 3,
             luck: rng.one_of(&[None, None, None, None, Some(Luck::All), Some(Luck::Most(8))]),
+        };
+        match rng.below(6) {
+            // What is cut off comes back, and fits.
+            0 => Climate {
+                rates: &[None, Some(6), Some(3), Some(2)],
+                weak: rng.one_of(&[
+                    &[Kind::Write][..],
+                    &[Kind::Sync],
+                    &[Kind::Write, Kind::Sync],
+                ]),
+                tight: true,
+                crashes: 3,
+                unit: rng.one_of(&[100, 256, 512, 512]),
+                traps: rng.one_in(2),
+                together: 4,
+                names: 1,
+                unlinks: 0,
+                luck: None,
+                ..mixed
+            },
+            // Many streams are young, and change their names.
+            1 => Climate {
+                names: 2,
+                changes: 15,
+                ..mixed
+            },
+            // An index is a rare thing, and frames get lost alone.
+            2 => Climate {
+                unlinks: 10,
+                crashes: 3,
+                unit: 512,
+                names: 1,
+                luck: None,
+                ..mixed
+            },
+            _ => mixed,
         }
     }
 }
@@ -413,8 +454,10 @@ pub(super) struct World {
     /// One call in so many fails.
     pub(super) rate: Option<usize>,
     pub(super) doom: Option<Doom>,
-    /// Another engine does something before the call after so many.
+    /// Another engine does something before the call after so many, or while this one waits for a
+    /// lock.
     pub(super) hook: Option<(u64, Hook)>,
+    pub(super) waits: bool,
     /// Another thread of the same engine hands in a batch.
     pub(super) mate: Option<(u64, Hook)>,
     pub(super) verbose: bool,
@@ -461,6 +504,7 @@ impl World {
             rate: None,
             doom: None,
             hook: None,
+            waits: false,
             mate: None,
             verbose,
             trace: Vec::new(),
@@ -670,7 +714,7 @@ impl World {
     /// What befalls this call.
     fn strike(&mut self, kind: Kind) -> Option<Strike> {
         let doom = self.doom.as_mut()?;
-        if kind == Kind::Read && !doom.reads {
+        if matches!(kind, Kind::Read | Kind::Lock) && !doom.reads {
             return None;
         }
         match doom.after.checked_sub(1) {
@@ -688,7 +732,7 @@ impl World {
             return None;
         }
         Some(match kind {
-            Kind::Read | Kind::Cut => self.rng.one_of(&[libc::EIO, libc::ENOMEM]),
+            Kind::Read | Kind::Lock | Kind::Cut => self.rng.one_of(&[libc::EIO, libc::ENOMEM]),
             Kind::Make => self.rng.one_of(&[libc::EIO, libc::ENOMEM, libc::ENOSPC]),
             Kind::Write => self.rng.one_of(&[libc::EIO, libc::ENOSPC]),
             Kind::Sync | Kind::Unlock => libc::EIO,
@@ -742,12 +786,16 @@ impl Drop for SimFile {
 
 impl SimDisk {
     /// The world, after what happens before this call.
-    fn enter(&self) -> MutexGuard<'_, World> {
+    fn enter(&self, kind: Kind) -> MutexGuard<'_, World> {
         let mut world = lock(&self.world);
         if world.calm {
             return world;
         }
-        let hooks = [due(&mut world.hook), due(&mut world.mate)];
+        let hooks = match world.waits {
+            true if kind == Kind::Lock => [world.hook.take().map(|(_, hook)| hook), None],
+            true => [None, due(&mut world.mate)],
+            false => [due(&mut world.hook), due(&mut world.mate)],
+        };
         for hook in hooks.into_iter().flatten() {
             drop(world);
             hook();
@@ -764,7 +812,7 @@ impl SimDisk {
         what: impl FnOnce() -> String,
         run: impl FnOnce(&mut World, Turn) -> io::Result<R>,
     ) -> io::Result<R> {
-        let mut world = self.enter();
+        let mut world = self.enter(kind);
         let w = &mut *world;
         w.calls += 1;
         if w.calls == ENDLESS {
@@ -826,12 +874,12 @@ impl SimDisk {
             turn.fail = None;
             w.faults += 1;
             // What it writes and syncs it believes.
-            if matches!(kind, Kind::Make | Kind::Cut) || kind == w.told_by {
+            if matches!(kind, Kind::Make | Kind::Cut | Kind::Lock) || kind == w.told_by {
                 return errno(libc::EIO);
             }
         } else if let Some(code) = turn.fail {
             w.inject(code, kind);
-            if matches!(kind, Kind::Read | Kind::Make | Kind::Cut) {
+            if !matches!(kind, Kind::Write | Kind::Sync | Kind::Unlock) {
                 return errno(code);
             }
         }
@@ -999,10 +1047,7 @@ impl Disk for SimDisk {
 
     fn lock(&self, file: &SimFile, shared: bool) -> io::Result<()> {
         let what = || format!("lock {} {shared}", file.ino);
-        self.call(Kind::Read, what, |w, turn| {
-            if turn.adrift {
-                return errno(libc::EIO);
-            }
+        self.call(Kind::Lock, what, |w, _| {
             let others = |h: &&Held| h.ino == file.ino && !(h.shared && shared);
             let holder = w.locks.iter().find(others).map(|h| h.engine);
             if let Some(holder) = holder {

@@ -46,16 +46,16 @@ impl Sim {
         };
         let names = self.world().climate.names;
         let name = NAMES[self.roll(names).min(self.roll(names))];
-        let roll = self.roll(100);
+        let (roll, changes) = (self.roll(100), self.world().climate.changes);
         let unlinks = self.world().climate.unlinks;
         match roll {
             _ if engine == READER => self.read(engine, &store, name),
-            0..=49 => self.append(engine, &store, name),
-            50..=56 => self.abandon(engine, &store, name),
-            57..=67 => self.read(engine, &store, name),
-            68..=76 => self.check(engine, &store, name, Sight::Durable),
-            77..=79 => self.remove(engine, &store, name),
-            80..=82 => self.rename(engine, &store, name),
+            _ if roll < changes => self.remove(engine, &store, name),
+            _ if roll < 2 * changes => self.rename(engine, &store, name),
+            0..=55 => self.append(engine, &store, name),
+            56..=62 => self.abandon(engine, &store, name),
+            63..=73 => self.read(engine, &store, name),
+            74..=82 => self.check(engine, &store, name, Sight::Durable),
             83..=86 if !nested => {
                 self.note(format!("  {engine} reopens"));
                 drop(store);
