@@ -44,8 +44,9 @@ impl<D: Disk> Stream<D> {
         disk.lock(&log, !write).map_err(self.os("log"))?;
         // Whoever fails from here on drops the file, and with it the lock.
         let found = disk.stat(&log).map_err(self.os("log"))?;
-        if write && !found.named {
-            // Removed while we waited: the index would be another stream's.
+        let named = || disk.identity(&name.join("log")).ok();
+        if write && named() != Some(found.identity) {
+            // Removed or renamed while we waited: the index would be another stream's.
             return Err(Error::NotFound);
         }
         let index = open("index")?;

@@ -15,6 +15,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
+/// How long anything is waited for that happens at once, on a machine that is not busy.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 /// The program under test, not yet started.
 pub fn smolstore<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_smolstore"));
@@ -83,7 +86,7 @@ impl Mnt {
 
     fn wait_until_it_serves(&self) {
         let parent = fs::metadata(self.point.parent().unwrap()).unwrap().dev();
-        let until = Instant::now() + Duration::from_secs(10);
+        let until = Instant::now() + PATIENCE;
         // Attributes may be cached, so that a dead mount seems to live; statfs always asks.
         while !asked(&self.point) || fs::metadata(&self.point).map_or(true, |m| m.dev() == parent) {
             let ended = self.child().try_wait().unwrap();
@@ -91,7 +94,7 @@ impl Mnt {
                 ended.is_none() && Instant::now() < until,
                 "no mount at {} ({}); it said: {:?}",
                 self.point.display(),
-                ended.map_or("10 s passed".to_string(), |status| status.to_string()),
+                ended.map_or("in time".to_string(), |status| status.to_string()),
                 self.log(),
             );
             std::thread::sleep(Duration::from_millis(2));
@@ -149,8 +152,8 @@ impl Mnt {
     /// SIGTERM must unmount and exit with success.
     pub fn stop(&self) {
         self.kill(libc::SIGTERM);
-        let status = self.wait(Duration::from_secs(10));
-        let status = status.unwrap_or_else(|| panic!("still there 10 s after SIGTERM"));
+        let status = self.wait(PATIENCE);
+        let status = status.unwrap_or_else(|| panic!("still there after SIGTERM"));
         assert!(status.success(), "{status}: {}", self.log());
         assert_eq!(mounted(&self.point), None, "still mounted after SIGTERM");
     }
@@ -457,12 +460,12 @@ pub fn have(tool: &str) -> bool {
     found
 }
 
-/// Waits up to ten seconds for something to become true.
+/// Waits for something to become true.
 #[track_caller]
 pub fn eventually(what: &str, mut is_true: impl FnMut() -> bool) {
-    let until = Instant::now() + Duration::from_secs(10);
+    let until = Instant::now() + PATIENCE;
     while !is_true() {
-        assert!(Instant::now() < until, "not within 10 s: {what}");
+        assert!(Instant::now() < until, "not within {PATIENCE:?}: {what}");
         std::thread::sleep(Duration::from_millis(5));
     }
 }

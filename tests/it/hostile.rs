@@ -812,6 +812,7 @@ fn a_writer_that_stops_mid_way_holds_up_nobody() {
 import os, signal, sys
 file = os.open(sys.argv[1], os.O_WRONLY | os.O_APPEND)
 os.write(file, b'a\\nb')
+print('pending', flush=True)
 os.kill(os.getpid(), signal.SIGSTOP)
 try:
     os.write(file, b'c\\n')
@@ -834,6 +835,7 @@ except OSError as e:
         let s = m.stream(format!("s{turn}"));
         append(s.join("events"), "first\n");
         let mut writer = Follower::start(&s, &["python3", "-Ic", script, file]);
+        writer.prints(&["pending"]);
         eventually("it stops", || writer.state() == 'T');
         let other = s.clone();
         within(20, move || {

@@ -21,6 +21,7 @@ mod disks;
 mod engine;
 mod errors;
 mod follow;
+mod fuzz;
 mod guard;
 mod harness;
 mod home;

@@ -79,10 +79,22 @@ struct State {
     bad: Option<&'static [u8]>,
 }
 
+impl State {
+    /// Whether this is the disk now, and not what it was before the power failed.
+    fn is(&self, node: INodeNo) -> bool {
+        node.0 - FIRST == self.life
+    }
+
+    fn cannot(&self, bytes: &[u8]) -> bool {
+        let holds = |bad: &[u8]| bytes.windows(bad.len()).any(|window| window == bad);
+        self.bad.is_some_and(|bad| bad.is_empty() || holds(bad))
+    }
+}
+
 struct Disk {
     size: u64,
     state: Mutex<State>,
-    resumed: Condvar,
+    changed: Condvar,
 }
 
 /// The disk, switched on.
@@ -101,7 +113,7 @@ impl Device {
         let disk = Arc::new(Disk {
             size,
             state: Mutex::new(state),
-            resumed: Condvar::new(),
+            changed: Condvar::new(),
         });
         let device = Device {
             base: TempDir::new().unwrap(),
@@ -128,11 +140,14 @@ impl Device {
             .join(life.to_string())
     }
 
-    /// The power fails: from this moment on nobody gets an answer. Of the sectors that were not
-    /// flushed those stay for which `stays(write, sector)` holds; says how many writes there were.
-    /// Go on with [`Device::off`].
-    pub fn cut(&self, stays: impl Fn(usize, usize) -> bool) -> (Image, usize) {
-        let mut state = self.state();
+    /// The power fails as soon as so many writes wait to be flushed, or after a while: from then on
+    /// nobody gets an answer. Of those writes the sectors stay for which `stays(write, sector)`
+    /// holds; says how many there were. Go on with [`Device::off`].
+    pub fn cut(&self, writes: usize, stays: impl Fn(usize, usize) -> bool) -> (Image, usize) {
+        let (state, fewer) = (self.state(), |state: &mut State| state.cache.len() < writes);
+        let limit = Duration::from_secs(1);
+        let waited = self.disk.changed.wait_timeout_while(state, limit, fewer);
+        let (mut state, _) = waited.unwrap();
         state.held = true;
         let mut image = state.durable.clone();
         for (n, (at, bytes)) in state.cache.iter().enumerate() {
@@ -145,12 +160,12 @@ impl Device {
         (image, state.cache.len())
     }
 
-    /// Who still waits for an answer gets one that means nothing.
+    /// Who still waits for an answer gets one, and what is written from now on is lost.
     pub fn off(&self) {
         let mut state = self.state();
         state.held = false;
         state.life += 1;
-        self.disk.resumed.notify_all();
+        self.disk.changed.notify_all();
     }
 
     /// It is switched on again, and holds this.
@@ -175,13 +190,10 @@ impl Drop for Device {
 }
 
 impl Disk {
-    /// Runs a request to the disk as it was in one of its lives, if it is in that still.
-    fn run<R>(&self, node: INodeNo, run: impl FnOnce(&mut State) -> R) -> Option<R> {
-        let mut state = self.state.lock().unwrap();
-        while state.held {
-            state = self.resumed.wait(state).unwrap();
-        }
-        (node.0 - FIRST == state.life).then(|| run(&mut state))
+    /// Waits for the power to be back, or off for good.
+    fn state(&self) -> MutexGuard<'_, State> {
+        let state = self.state.lock().unwrap();
+        self.changed.wait_while(state, |state| state.held).unwrap()
     }
 
     fn attr(&self, node: INodeNo) -> FileAttr {
@@ -208,11 +220,6 @@ impl Disk {
             flags: 0,
         }
     }
-}
-
-fn holds(bytes: &[u8], bad: Option<&[u8]>) -> bool {
-    let all = |bad: &[u8]| bad.is_empty() || bytes.windows(bad.len()).any(|window| window == bad);
-    bad.is_some_and(all)
 }
 
 /// The node of the file `0`.
@@ -251,15 +258,12 @@ impl Filesystem for Served {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let read = self.0.run(node, |state| {
-            let bytes = state.now.get(offset, size as usize);
-            (!holds(&bytes, state.bad)).then_some(bytes)
-        });
-        match read {
-            Some(Some(bytes)) => reply.data(&bytes),
-            Some(None) => reply.error(Errno::EIO),
-            None => reply.data(&vec![0; size as usize]),
+        let state = self.0.state();
+        let bytes = state.now.get(offset, size as usize);
+        if state.is(node) && state.cannot(&bytes) {
+            return reply.error(Errno::EIO);
         }
+        reply.data(&bytes);
     }
 
     fn write(
@@ -274,35 +278,29 @@ impl Filesystem for Served {
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        let written = self.0.run(node, |state| {
-            if holds(bytes, state.bad) {
-                return false;
+        let mut state = self.0.state();
+        if state.is(node) {
+            if state.cannot(bytes) {
+                return reply.error(Errno::EIO);
             }
             state.now.put(offset, bytes);
             state.cache.push((offset, bytes.to_vec()));
-            true
-        });
-        match written {
-            Some(false) => reply.error(Errno::EIO),
-            _ => reply.written(bytes.len() as u32),
+            self.0.changed.notify_all();
         }
+        reply.written(bytes.len() as u32);
     }
 
     fn fsync(&self, _: &Request, node: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
-        let flushed = self.0.run(node, |state| {
-            let works = state.bad.is_none_or(|bad| !bad.is_empty());
-            for (at, bytes) in std::mem::take(&mut state.cache)
-                .into_iter()
-                .filter(|_| works)
-            {
+        let mut state = self.0.state();
+        if state.is(node) {
+            if state.bad.is_some_and(<[u8]>::is_empty) {
+                return reply.error(Errno::EIO);
+            }
+            for (at, bytes) in std::mem::take(&mut state.cache) {
                 state.durable.put(at, &bytes);
             }
-            works
-        });
-        match flushed {
-            Some(false) => reply.error(Errno::EIO),
-            _ => reply.ok(),
         }
+        reply.ok();
     }
 
     fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {

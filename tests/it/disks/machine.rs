@@ -36,10 +36,9 @@ impl Machine {
         }
     }
 
-    /// The power fails and comes back. Of what was not flushed that stays which `stays` says of
-    /// each write and sector; says how many writes were not.
-    pub fn cut(&self, stays: impl Fn(usize, usize) -> bool) -> usize {
-        let (image, unflushed) = self.device.cut(stays);
+    /// The power fails, see [`Device::cut`], and comes back.
+    pub fn cut(&self, writes: usize, stays: impl Fn(usize, usize) -> bool) -> usize {
+        let (image, unflushed) = self.device.cut(writes, stays);
         // The daemon can answer nobody any more; then it may be let go.
         let point = CString::new(self.m.path().as_os_str().as_bytes()).unwrap();
         unsafe { libc::umount2(point.as_ptr(), libc::MNT_FORCE) };

@@ -134,8 +134,8 @@ const FAULTS: &[Fault] = &[
         "failed cut ignored",
         "commit.rs",
         &[(
-            "cut.and_then(|()| disk.sync_all(&files.log)).is_err()",
-            "{ let _ = cut.and_then(|()| disk.sync_all(&files.log)); false }",
+            r#"self.stop(files, "a batch that failed could not be cut off again");"#,
+            "",
         )],
     ),
     fault(
@@ -399,8 +399,10 @@ const FAULTS: &[Fault] = &[
         "no room said though the cut failed",
         "commit.rs",
         &[(
-            r#"return Err(self.stop(files, "a batch that failed could not be cut off again"));"#,
-            r#"self.stop(files, "a batch that failed could not be cut off again");"#,
+            r#"self.stop(files, "a batch that failed could not be cut off again");
+                self.unknown(&error)"#,
+            r#"self.stop(files, "a batch that failed could not be cut off again");
+                error"#,
         )],
     ),
     fault(
