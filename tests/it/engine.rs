@@ -6,7 +6,7 @@ use smolstore::{Error, Store, batch::Shape};
 use std::fs::File;
 use std::io;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering::SeqCst};
 use std::sync::{Arc, Barrier, Mutex};
 use tempfile::TempDir;
 
@@ -21,7 +21,8 @@ struct Seen {
     calls: Mutex<Vec<&'static str>>,
     fail_sync: AtomicBool,
     over_quota: AtomicBool,
-    fail_index: AtomicBool,
+    /// What writes to an index answer, 0 for nothing wrong.
+    fail_index: AtomicI32,
     /// Each sync waits until as many are under way.
     meet: Mutex<Option<Arc<Barrier>>>,
 }
@@ -58,8 +59,9 @@ impl Disk for Watched {
     }
     fn write_at(&self, file: &Named, bytes: &[u8], at: u64) -> io::Result<usize> {
         self.seen.note(file.1);
-        if file.1 == "index" && self.seen.fail_index.load(SeqCst) {
-            return Err(io::Error::from_raw_os_error(libc::ENOSPC));
+        let errno = self.seen.fail_index.load(SeqCst);
+        if file.1 == "index" && errno != 0 {
+            return Err(io::Error::from_raw_os_error(errno));
         }
         self.real.write_at(&file.0, bytes, at)
     }
@@ -260,15 +262,30 @@ fn a_commit_that_fails_behind_its_log_is_eio_and_its_batch_may_be_there() {
     store.create("s", 0o755).unwrap();
     let s = store.stream("s").unwrap();
     s.append(["kept"], None).unwrap();
-    seen.fail_index.store(true, SeqCst);
+    seen.fail_index.store(libc::EIO, SeqCst);
     let failed = s.append(["may", "be"], Some(1)).unwrap_err();
     assert!(matches!(failed, Error::Unknown { .. }), "{failed}");
     assert_eq!(failed.errno(), libc::EIO);
     assert_eq!(s.count(), Ok(1), "not acknowledged, not visible");
-    seen.fail_index.store(false, SeqCst);
+    seen.fail_index.store(0, SeqCst);
     // It was durable, so the next commit adopts it; who retries with the guard learns that.
     assert_eq!(s.append(["may", "be"], Some(1)), Err(Error::Exists));
     assert_eq!(payloads(&store, "s", 0), [&b"kept"[..], b"may", b"be"]);
+}
+
+#[test]
+fn a_commit_whose_count_finds_no_room_is_taken_back() {
+    let dir = TempDir::new().unwrap();
+    let (store, seen) = watched(&dir);
+    store.create("s", 0o755).unwrap();
+    let s = store.stream("s").unwrap();
+    s.append(["kept"], None).unwrap();
+    seen.fail_index.store(libc::ENOSPC, SeqCst);
+    let failed = s.append(["no", "room"], Some(1)).unwrap_err();
+    assert_eq!(failed.errno(), libc::ENOSPC);
+    seen.fail_index.store(0, SeqCst);
+    assert_eq!(s.append(["later"], Some(1)), Ok(1));
+    assert_eq!(payloads(&store, "s", 0), [&b"kept"[..], b"later"]);
 }
 
 #[test]
