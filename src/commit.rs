@@ -94,6 +94,7 @@ impl<D: Disk> Stream<D> {
             self.commit_group();
             if !self.idle() {
                 // Those that came meanwhile must not keep this caller from going on.
+                self.shared.leading.fetch_add(1, Relaxed);
                 if !self.lead_elsewhere() {
                     self.lead();
                 }
@@ -107,8 +108,8 @@ impl<D: Disk> Stream<D> {
     /// one also commits what others bring meanwhile, so nobody has to wait in a thread.
     pub fn submit(self: &Arc<Self>, batch: Batch<D>, guard: Option<u64>, done: Done) {
         if self.enqueue(batch, guard, done) {
-            let few = self.shared.leading.load(Relaxed) < LEADERS;
-            if few || !self.lead_elsewhere() {
+            let leading = self.shared.leading.fetch_add(1, Relaxed);
+            if leading < LEADERS || !self.lead_elsewhere() {
                 self.lead();
             }
         }
@@ -132,8 +133,8 @@ impl<D: Disk> Stream<D> {
         !std::mem::replace(&mut queue.leading, true)
     }
 
+    /// Commits what is in the queue, as one of the leaders that are counted.
     fn lead(self: &Arc<Self>) {
-        self.shared.leading.fetch_add(1, Relaxed);
         while !self.idle() {
             self.commit_group();
         }

@@ -260,3 +260,23 @@ fn memory_is_bounded_and_a_terminal_sees_progress() {
         "{out:?}"
     );
 }
+
+#[test]
+fn what_is_intact_goes_to_a_new_stream_as_the_readme_says() {
+    let dir = store();
+    patch(&dir.path().join("s/log"), 21 + 16, b"O");
+    let mnt = Mnt::on(dir.path(), &[]);
+    let readme = include_str!("../../README.md");
+    let loops = readme
+        .lines()
+        .find(|line| line.trim().starts_with("for ((n = 0;"));
+    let script = format!("mkdir new\n{}", loops.unwrap().replace("old/", "s/"));
+    let out = crate::harness::sh("bash", &script, mnt.path());
+    assert_eq!(text(&out.stdout), "event 1 is lost\n");
+    let new = mnt.path().join("new");
+    // An empty event is none when it is written to `new`.
+    assert_eq!(count(&new), 8);
+    let events = crate::harness::read(new.join("events"));
+    assert_eq!(events.len(), 5 + 4 + 5 + 5001 + 4 + 6 + 17 + 5);
+    assert_eq!(crate::harness::read(new.join("at/6")), b"eight\nand a half");
+}

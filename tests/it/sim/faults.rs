@@ -418,7 +418,7 @@ const FAULTS: &[Fault] = &[
 ];
 
 /// Seeds enough to find each of them.
-const SEEDS: u64 = 4000;
+const SEEDS: u64 = 8000;
 
 /// Where `wanted` is in `source`, white space aside.
 fn places(source: &str, wanted: &str) -> Vec<Range<usize>> {
@@ -563,6 +563,7 @@ fn simulate(program: &Path, fault: &str, seeds: u64) -> (bool, String) {
     command.args(["--nocapture", "sim::nothing_acknowledged"]);
     command.env("SMOLSTORE_FAULT", fault);
     command.env("SMOLSTORE_SIM_FROM", "1");
+    command.env("SMOLSTORE_SIM_TRAPS", "1");
     command.env("SMOLSTORE_SIM_SEEDS", seeds.to_string());
     command.stdin(Stdio::null()).stderr(Stdio::null());
     command.stdout(said.reopen().unwrap());
