@@ -279,8 +279,10 @@ impl<D: Disk> Stream<D> {
             disk.stat(&files.log).map_err(self.os("log")).map(drop)
         };
         index().map_err(|error| match error {
-            // Nobody has seen it: where the count finds no room all of it can be undone.
-            full if full.no_room() => self.undo(files, tip.end, full),
+            // Where the count finds no room all of it can be undone, if nobody has seen it.
+            full if full.no_room() && files.header() == Ok(Some(tip.count)) => {
+                self.undo(files, tip.end, full)
+            }
             error => self.unknown(&error),
         })?;
         *lock(&self.tip) = Tip { end, ..new };

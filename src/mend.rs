@@ -100,10 +100,13 @@ impl<D: Disk> Stream<D> {
             }
             Decision::Use { adopt, cut } => {
                 match self.mend(files, &found, tip, (adopt, cut), log.len) {
-                    // Whoever only reads needs none of it, if what is read stays.
+                    // Whoever only reads needs none of it, if what is read stays: what is counted,
+                    // for that is what other mounts show.
                     Err(full) if full.no_room() && self.disk().sync_all(&files.log).is_ok() => {
-                        files.counted = false;
+                        files.counted = indexed.is_some();
                         files.unmended = Some(full);
+                        let (end, time) = (found.beyond, found.start.time);
+                        return Ok(indexed.map_or(tip, |count| Tip { count, end, time }));
                     }
                     mended => mended?,
                 }
