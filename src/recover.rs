@@ -13,8 +13,13 @@
 //! | counts n                     | n events (and whole batches), then a batch without its end, or anything but zeros | adopt, cut the rest: its commit was never acknowledged |
 //! | counts n                     | fewer than n events that check             | lost: the disk gave up acknowledged data; no appends, what is intact stays readable |
 //! | absent, or another log's     | whole batches, then zeros                  | adopt all: the index is rebuilt |
-//! | absent, or another log's     | whole batches, then anything else          | adopt, cut the rest     |
+//! | absent, or another log's     | whole batches, then anything else          | adopt, keep a copy of the rest beside the log, cut it: nothing says how much was acknowledged |
 //! | absent, or another log's     | a frame that does not check, a valid one directly behind | lost       |
+//!
+//! What the count covers and the disk does not give (EIO) is as lost as what does not check; an
+//! error beyond the count is the caller's, and nothing is changed for it. Where there is no room to
+//! adopt or cut, what is counted can be read, and each append tries again. A store that is open for
+//! reading only walks in memory and changes nothing.
 //!
 //! To adopt is to write the batches again in place and sync them before the count moves: they may
 //! be in the page cache only, or on pages whose sync has failed. To cut is ftruncate and fsync,
