@@ -418,7 +418,7 @@ const FAULTS: &[Fault] = &[
 ];
 
 /// Seeds enough to find each of them.
-const SEEDS: u64 = 8000;
+const SEEDS: u64 = 30_000;
 
 /// Where `wanted` is in `source`, white space aside.
 fn places(source: &str, wanted: &str) -> Vec<Range<usize>> {
@@ -568,9 +568,9 @@ fn simulate(program: &Path, fault: &str, seeds: u64) -> (bool, String) {
     command.stdin(Stdio::null()).stderr(Stdio::null());
     command.stdout(said.reopen().unwrap());
     let mut child = Reaped(command.spawn().unwrap());
-    let status = wait(&mut child.0, Duration::from_secs(300));
+    let status = wait(&mut child.0, Duration::from_secs(600));
     let said = text(&fs::read(said.path()).unwrap());
-    let status = status.unwrap_or_else(|| panic!("{fault}: no end after 300 s: {said}"));
+    let status = status.unwrap_or_else(|| panic!("{fault}: no end after 600 s: {said}"));
     (status.success(), said)
 }
 
