@@ -169,6 +169,13 @@ impl Open {
             Kind::At => (base, len, _) = stream.meta(index)?,
             _ => {}
         }
+        let cursor = match kind {
+            // Where the first read begins: it need not look for it.
+            Kind::From | Kind::Follow | Kind::At => {
+                Cursor(index, base + crate::frame::HEADER as u64 * index)
+            }
+            _ => Cursor::default(),
+        };
         Ok(Open {
             kind,
             stream,
@@ -176,7 +183,10 @@ impl Open {
             len,
             append,
             through: kind == Kind::Lines || flags & libc::O_DSYNC != 0,
-            reader: Mutex::default(),
+            reader: Mutex::new(Reader {
+                cursor,
+                ..Reader::default()
+            }),
             writer: Mutex::new(writer),
             waiters,
         })

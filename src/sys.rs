@@ -161,7 +161,11 @@ pub fn set_limits() {
         libc::prctl(libc::PR_SET_THP_DISABLE, 1, 0, 0, 0);
         // and all of it, when glibc has learnt from the first to recycle such large ones.
         #[cfg(target_env = "gnu")]
-        libc::mallopt(libc::M_MMAP_THRESHOLD, 8 << 20);
+        {
+            libc::mallopt(libc::M_MMAP_THRESHOLD, 8 << 20);
+            // Nor give back after each read what the next one takes again, page by page.
+            libc::mallopt(libc::M_TRIM_THRESHOLD, 1 << 20);
+        }
     }
 }
 
