@@ -35,18 +35,12 @@ pub enum Finding {
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Finding::Fault {
-                first,
-                last,
-                at,
-                what,
-            } if first == last => write!(f, "event {first} at byte {at}: {what}"),
-            Finding::Fault {
-                first,
-                last,
-                at,
-                what,
-            } => write!(f, "events {first} to {last} from byte {at}: {what}"),
+            Finding::Fault { first, last, at, what } if first == last => {
+                write!(f, "event {first} at byte {at}: {what}")
+            }
+            Finding::Fault { first, last, at, what } => {
+                write!(f, "events {first} to {last} from byte {at}: {what}")
+            }
             Finding::Note(what) => f.write_str(what),
         }
     }
@@ -94,9 +88,7 @@ impl<D: Disk> Store<D> {
             name: name.into(),
             write: false,
             log,
-            index: index
-                .map_or_else(|| disk.scratch(), Ok)
-                .map_err(os("index"))?,
+            index: index.map_or_else(|| disk.scratch(), Ok).map_err(os("index"))?,
             identity,
             over: None,
             counted: true,
@@ -155,10 +147,7 @@ impl<D: Disk> Check<'_, D> {
                 Ok(Found::Bad) => "its checksum does not hold".to_owned(),
                 // What recovery takes for the end.
                 _ if indexed.is_none() => break,
-                Ok(_) => format!(
-                    "the log ends here, the index counts {}",
-                    indexed.unwrap_or(0)
-                ),
+                Ok(_) => format!("the log ends here, the index counts {}", indexed.unwrap_or(0)),
                 Err(error) => error.to_string(),
             };
             if !self.resume(indexed, &what)? {
@@ -199,10 +188,7 @@ impl<D: Disk> Check<'_, D> {
         };
         // The last one ends where the index says.
         let end = self.end(count - 1, count)?.unwrap_or(0).max(at);
-        self.walk = Walk {
-            time: self.walk.time,
-            ..Walk::new(count, end, None)
-        };
+        self.walk = Walk { time: self.walk.time, ..Walk::new(count, end, None) };
         self.fault(n, count - 1, at, what);
         Ok(true)
     }
@@ -278,12 +264,7 @@ impl<D: Disk> Check<'_, D> {
 
     fn fault(&mut self, first: u64, last: u64, at: u64, what: &str) {
         let what = what.into();
-        (self.tell)(Finding::Fault {
-            first,
-            last,
-            at,
-            what,
-        });
+        (self.tell)(Finding::Fault { first, last, at, what });
     }
 
     fn note(&mut self, what: &str) {

@@ -124,12 +124,7 @@ impl<D: Disk> Stream<D> {
 
     fn enqueue(&self, batch: Batch<D>, guard: Option<u64>, done: Done) -> bool {
         let mut queue = lock(&self.queue);
-        queue.jobs.push_back(Job {
-            batch,
-            guard,
-            begun: Instant::now(),
-            done,
-        });
+        queue.jobs.push_back(Job { batch, guard, begun: Instant::now(), done });
         !std::mem::replace(&mut queue.leading, true)
     }
 
@@ -166,8 +161,7 @@ impl<D: Disk> Stream<D> {
             self.locked(|files, tip| {
                 before = tip.count;
                 let (places, new) = self.place(tip, &group);
-                self.write(files, tip, new, &group, &places)
-                    .map(|()| places)
+                self.write(files, tip, new, &group, &places).map(|()| places)
             })
         };
         let outcome = catch_unwind(AssertUnwindSafe(commit));
@@ -244,13 +238,8 @@ impl<D: Disk> Stream<D> {
         self.grow_index(files, new.count)?;
         // Where there is no room for the step ahead there may be for the batch.
         let _ = self.grow_log(files, tip.end + bytes);
-        let mut writer = Writer {
-            stream: self,
-            files,
-            out: Vec::new(),
-            at: tip.end,
-            ends: Vec::new(),
-        };
+        let mut writer =
+            Writer { stream: self, files, out: Vec::new(), at: tip.end, ends: Vec::new() };
         let keep = new.count - tip.count <= ENTRIES as u64;
         let mut frames = || {
             for (batch, place) in placed() {
@@ -317,19 +306,13 @@ impl<D: Disk> Stream<D> {
     }
 
     fn unknown(&self, error: &dyn std::fmt::Display) -> Error {
-        Error::Unknown {
-            stream: self.title(),
-            why: error.to_string(),
-        }
+        Error::Unknown { stream: self.title(), why: error.to_string() }
     }
 
     /// Takes no more appends until the next mount has recovered the stream.
     pub(crate) fn stop(&self, files: &Files<D>, why: &'static str) -> Error {
         lock(&self.shared.stopped).insert(files.identity, why);
-        let error = Error::Stopped {
-            stream: self.title(),
-            why,
-        };
+        let error = Error::Stopped { stream: self.title(), why };
         (self.shared.log)(&error.to_string());
         error
     }
@@ -355,10 +338,7 @@ impl<D: Disk> Stream<D> {
             let stopped = lock(&self.shared.stopped).get(&files.identity).copied();
             let lost = files.lost.map(|_| "the disk lost acknowledged events");
             if let Some(why) = stopped.or(lost) {
-                return Err(Error::Stopped {
-                    stream: self.title(),
-                    why,
-                });
+                return Err(Error::Stopped { stream: self.title(), why });
             }
             if let Some(full) = &files.unmended {
                 if turn > 0 {
@@ -370,10 +350,7 @@ impl<D: Disk> Stream<D> {
                 continue;
             }
             disk.lock(&files.log, false).map_err(self.os("log"))?;
-            let held = Held {
-                disk,
-                file: Some(&files.log),
-            };
+            let held = Held { disk, file: Some(&files.log) };
             let log = disk.stat(&files.log).map_err(self.os("log"))?;
             let index = disk.stat(&files.index).map_err(self.os("index"))?;
             let mut ready = log.named && index.named;
@@ -390,10 +367,7 @@ impl<D: Disk> Stream<D> {
                 // Another one crashed in the middle of a commit, or the log was cut short.
                 ready = next == [0; frame::HEADER] && log.len >= tip.end;
                 if ready {
-                    *lock(&self.room) = Room {
-                        log: log.len,
-                        index: index.len,
-                    };
+                    *lock(&self.room) = Room { log: log.len, index: index.len };
                     let result = change(&files, tip);
                     let released = held.release();
                     return match released {
@@ -414,9 +388,7 @@ impl<D: Disk> Stream<D> {
             drop(files);
             self.close();
         }
-        Err(self.os("log")(std::io::Error::other(
-            "it does not stay recovered",
-        )))
+        Err(self.os("log")(std::io::Error::other("it does not stay recovered")))
     }
 
     fn grow_log(&self, files: &Files<D>, needed: u64) -> Result<()> {
@@ -551,9 +523,7 @@ struct Held<'a, D: Disk> {
 
 impl<D: Disk> Held<'_, D> {
     fn release(mut self) -> std::io::Result<()> {
-        self.file
-            .take()
-            .map_or(Ok(()), |file| self.disk.unlock(file))
+        self.file.take().map_or(Ok(()), |file| self.disk.unlock(file))
     }
 }
 

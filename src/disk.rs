@@ -108,11 +108,7 @@ impl Disk for Real {
     fn scratch(&self) -> io::Result<File> {
         let mut options = OpenOptions::new();
         options.read(true).write(true).mode(0o600);
-        match options
-            .clone()
-            .custom_flags(libc::O_TMPFILE)
-            .open(&self.scratch)
-        {
+        match options.clone().custom_flags(libc::O_TMPFILE).open(&self.scratch) {
             // A file system without unnamed files: take a name, and take it away.
             Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
                 let name = format!(".scratch-{}-{}", std::process::id(), self.now());
@@ -168,19 +164,11 @@ impl Disk for Real {
 
     fn stat(&self, file: &File) -> io::Result<Stat> {
         let metadata = file.metadata()?;
-        Ok(Stat {
-            len: metadata.len(),
-            named: metadata.nlink() > 0,
-            identity: identity(&metadata),
-        })
+        Ok(Stat { len: metadata.len(), named: metadata.nlink() > 0, identity: identity(&metadata) })
     }
 
     fn lock(&self, file: &File, shared: bool) -> io::Result<()> {
-        if shared {
-            file.lock_shared()
-        } else {
-            file.lock()
-        }
+        if shared { file.lock_shared() } else { file.lock() }
     }
 
     fn unlock(&self, file: &File) -> io::Result<()> {
@@ -225,9 +213,7 @@ impl Disk for Real {
 
     fn now(&self) -> u64 {
         // Before 1970 or after 2554 the log's own order of times takes over.
-        let since = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         u64::try_from(since.as_nanos()).map_or(u64::MAX / 2, |now| now.min(u64::MAX / 2))
     }
 }
@@ -240,14 +226,9 @@ pub fn is_stream_name(name: &std::ffi::OsStr) -> bool {
 
 fn identity(metadata: &fs::Metadata) -> u64 {
     // Where the file system keeps no time of birth the inode number has to do.
-    let born = metadata
-        .created()
-        .ok()
-        .and_then(|t| t.duration_since(UNIX_EPOCH).ok());
+    let born = metadata.created().ok().and_then(|t| t.duration_since(UNIX_EPOCH).ok());
     let born = born.map_or(0, |t| {
-        t.as_secs()
-            .wrapping_mul(1_000_000_000)
-            .wrapping_add(u64::from(t.subsec_nanos()))
+        t.as_secs().wrapping_mul(1_000_000_000).wrapping_add(u64::from(t.subsec_nanos()))
     });
     (metadata.ino().wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ born).max(1)
 }

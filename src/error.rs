@@ -118,19 +118,15 @@ impl fmt::Display for Error {
             Error::TooLong => f.write_str("an event is at most 16 MiB"),
             Error::ReadOnly => f.write_str("the store is open for reading only"),
             Error::TooManyBatches => f.write_str("too many large batches are being written"),
-            Error::Damaged {
-                stream,
-                index,
-                what,
-            } => write!(f, "stream {stream:?}, event {index}: {what}"),
-            Error::Stopped { stream, why } => write!(
-                f,
-                "stream {stream:?} takes no appends until it is mounted again: {why}"
-            ),
-            Error::Unknown { stream, why } => write!(
-                f,
-                "stream {stream:?}: a commit may have happened or not: {why}"
-            ),
+            Error::Damaged { stream, index, what } => {
+                write!(f, "stream {stream:?}, event {index}: {what}")
+            }
+            Error::Stopped { stream, why } => {
+                write!(f, "stream {stream:?} takes no appends until it is mounted again: {why}")
+            }
+            Error::Unknown { stream, why } => {
+                write!(f, "stream {stream:?}: a commit may have happened or not: {why}")
+            }
             Error::Again => f.write_str("there is nothing more yet"),
             Error::Interrupted => f.write_str("interrupted by a signal"),
             Error::Fault => f.write_str("a fault in smolstore: please report it"),

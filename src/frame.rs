@@ -83,11 +83,7 @@ pub fn extent(bytes: &[u8]) -> usize {
     match bytes.first_chunk::<4>() {
         Some(len) if bytes[4..].iter().take(12).any(|&b| b != 0) => {
             let length = (u32::from_le_bytes(*len) & LENGTH) as usize;
-            if length > MAX_EVENT {
-                HEADER
-            } else {
-                HEADER + length + 1
-            }
+            if length > MAX_EVENT { HEADER } else { HEADER + length + 1 }
         }
         _ => HEADER,
     }
@@ -115,12 +111,7 @@ pub fn decode(index: u64, bytes: &[u8]) -> Found<'_> {
     if line[length] != b'\n' || crc != checksum(index, len, time, &line[..length]) {
         return Found::Bad;
     }
-    Found::Frame(Frame {
-        first: len & FIRST != 0,
-        last: len & LAST != 0,
-        time,
-        line,
-    })
+    Found::Frame(Frame { first: len & FIRST != 0, last: len & LAST != 0, time, line })
 }
 
 fn checksum(index: u64, len: u32, time: u64, payload: &[u8]) -> u32 {

@@ -219,12 +219,7 @@ impl Filesystem for Fuse {
             request,
             format_args!("setattr {node} mode {mode:?} owner {uid:?} {gid:?} size {size:?}"),
         );
-        self.run(
-            asked,
-            reply,
-            |tree| tree.change(node.0, mode, uid, gid, size),
-            attr,
-        );
+        self.run(asked, reply, |tree| tree.change(node.0, mode, uid, gid, size), attr);
     }
 
     fn readlink(&self, request: &Request, node: INodeNo, reply: ReplyData) {
@@ -249,12 +244,7 @@ impl Filesystem for Fuse {
         let asked = self.asked(request, format_args!("mkdir {name:?} {mode:o}"));
         let owner = (request.uid(), request.gid());
         let mode = mode & !umask & 0o7777;
-        self.run(
-            asked,
-            reply,
-            |tree| tree.mkdir(parent.0, name, mode, owner),
-            entry,
-        );
+        self.run(asked, reply, |tree| tree.mkdir(parent.0, name, mode, owner), entry);
     }
 
     fn unlink(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
@@ -386,10 +376,7 @@ impl Filesystem for Fuse {
         owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        let asked = self.asked(
-            request,
-            format_args!("write {handle} {} at {offset}", bytes.len()),
-        );
+        let asked = self.asked(request, format_args!("write {handle} {} at {offset}", bytes.len()));
         if how.contains(WriteFlags::FUSE_WRITE_CACHE) {
             // A page of a shared mapping: not an append.
             return reply.error(Errno::EPERM);
@@ -425,13 +412,7 @@ impl Filesystem for Fuse {
 
     fn fsync(&self, request: &Request, _: INodeNo, handle: FileHandle, _: bool, reply: ReplyEmpty) {
         let asked = self.asked(request, format_args!("fsync {handle}"));
-        self.hand_over(
-            asked,
-            handle,
-            reply,
-            |file, answer| file.sync(answer),
-            empty,
-        );
+        self.hand_over(asked, handle, reply, |file, answer| file.sync(answer), empty);
     }
 
     fn release(

@@ -48,20 +48,11 @@ impl<D: Disk> Files<D> {
     }
 
     pub(crate) fn damaged(&self, index: u64, what: &'static str) -> Error {
-        Error::Damaged {
-            stream: self.title(),
-            index,
-            what,
-        }
+        Error::Damaged { stream: self.title(), index, what }
     }
 
     pub(crate) fn scan(&self, window: usize) -> Scan<'_, D> {
-        Scan {
-            files: self,
-            bytes: Vec::new(),
-            start: 0,
-            window,
-        }
+        Scan { files: self, bytes: Vec::new(), start: 0, window }
     }
 
     /// The count, when the index is this log's.
@@ -118,9 +109,7 @@ impl<D: Disk> Files<D> {
         // What is not there reads as zero, as a hole does, and no event but the first begins there.
         read_full(&*self.disk, file, &mut entry, entry_at(n - 1)).map_err(self.os("index"))?;
         // Nor does one begin where no file can be.
-        Ok(Some(u64::from_le_bytes(entry))
-            .filter(|at| *at < 1 << 62)
-            .unwrap_or(0))
+        Ok(Some(u64::from_le_bytes(entry)).filter(|at| *at < 1 << 62).unwrap_or(0))
     }
 
     /// What the index says of where `most` events from `n` on end: hints, and fewer when it is short.
@@ -228,10 +217,9 @@ impl<D: Disk> Files<D> {
             return Ok(walk.at);
         }
         match self.map(walk.next, walk.at, n) {
-            Err(Error::Damaged { .. }) => Err(self.damaged(
-                n,
-                "its place in the log is lost, for those before are damaged",
-            )),
+            Err(Error::Damaged { .. }) => {
+                Err(self.damaged(n, "its place in the log is lost, for those before are damaged"))
+            }
             result => result,
         }
     }
@@ -239,9 +227,7 @@ impl<D: Disk> Files<D> {
     /// Makes the names of the stream durable.
     pub(crate) fn sync_names(&self) -> Result<()> {
         let sync = |path: &Path| self.disk.sync_dir(path);
-        sync(&self.name)
-            .and_then(|()| sync(Path::new("")))
-            .map_err(self.os(""))
+        sync(&self.name).and_then(|()| sync(Path::new(""))).map_err(self.os(""))
     }
 
     /// Makes it durable that there is a count. After a crash in the middle of a batch recovery

@@ -97,9 +97,7 @@ fn parse(mut arguments: impl Iterator<Item = OsString>) -> Result<Parsed, String
                     let next = arguments.next().ok_or("-o needs an option")?;
                     options = next.to_string_lossy().into_owned();
                 }
-                options
-                    .split(',')
-                    .try_for_each(|option| parsed.option(option))?;
+                options.split(',').try_for_each(|option| parsed.option(option))?;
             }
             option if option.len() > 1 && option.starts_with('-') => {
                 return Err(format!("unknown option {option}"));
@@ -116,8 +114,7 @@ impl Arguments {
     fn option(&mut self, option: &str) -> Result<(), String> {
         if let Some((name, flag)) = FLAGS.iter().find(|(name, _)| *name == option) {
             // Of opposites the last one holds, as for mount(8).
-            self.flags
-                .insert(name.trim_start_matches("no"), flag.clone());
+            self.flags.insert(name.trim_start_matches("no"), flag.clone());
             return Ok(());
         }
         match option {
@@ -199,13 +196,9 @@ fn mount(arguments: &Arguments, report: Option<&mut PipeWriter>) -> Result<(), S
         .map_err(|error| error.to_string())?;
     let private = (!arguments.allow_other).then_some(sys::user().0);
     let tree = Arc::new(Tree::new(store, store_path.clone(), private));
-    let session = Session::new(
-        Fuse(tree.clone()),
-        &mount_point,
-        &config(arguments, &store_path),
-    )
-    .and_then(Session::spawn)
-    .map_err(|error| explain(&mount_point, &error))?;
+    let session = Session::new(Fuse(tree.clone()), &mount_point, &config(arguments, &store_path))
+        .and_then(Session::spawn)
+        .map_err(|error| explain(&mount_point, &error))?;
     // Unmounted by somebody else. The rest of the session is kept: it would unmount what others have
     // mounted at the same place since.
     let serving = session.guard;
@@ -225,19 +218,12 @@ fn mount(arguments: &Arguments, report: Option<&mut PipeWriter>) -> Result<(), S
     notify("READY=1");
     while signals.wait() == libc::SIGUSR1 {
         let tracing = !tree.tracing.fetch_xor(true, Relaxed);
-        log(if tracing {
-            "tracing requests"
-        } else {
-            "tracing no more"
-        });
+        log(if tracing { "tracing requests" } else { "tracing no more" });
     }
     notify("STOPPING=1");
     tree.waiters().end();
     if let Err(error) = unmount(&mount_point, device) {
-        log(&format!(
-            "{}: cannot unmount: {error}",
-            mount_point.display()
-        ));
+        log(&format!("{}: cannot unmount: {error}", mount_point.display()));
     }
     exit(0);
 }
@@ -305,15 +291,13 @@ fn at(path: &Path) -> impl FnOnce(io::Error) -> String + use<> {
 fn check_paths(arguments: &Arguments) -> Result<(PathBuf, PathBuf), String> {
     let directory = |path: &Path, what: &str| {
         let shown = path.display();
-        let found = path
-            .canonicalize()
-            .and_then(|path| Ok((fs::metadata(&path)?, path)));
+        let found = path.canonicalize().and_then(|path| Ok((fs::metadata(&path)?, path)));
         match found {
             Ok((metadata, path)) if metadata.is_dir() => Ok((metadata, path)),
             Ok(_) => Err(format!("{shown}: the {what} must be a directory")),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(format!(
-                "{shown}: the {what} does not exist: create it with 'mkdir {shown}'"
-            )),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                Err(format!("{shown}: the {what} does not exist: create it with 'mkdir {shown}'"))
+            }
             Err(error) => Err(at(path)(error)),
         }
     };
@@ -343,10 +327,8 @@ fn check_paths(arguments: &Arguments) -> Result<(PathBuf, PathBuf), String> {
 
 /// What to do when fuser could not mount.
 fn explain(mount_point: &Path, error: &io::Error) -> String {
-    let no_right = matches!(
-        error.kind(),
-        io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied
-    );
+    let no_right =
+        matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied);
     let why = if let Err(device) = File::options().read(true).write(true).open("/dev/fuse") {
         format!(
             "cannot mount: /dev/fuse: {device}; it takes 'modprobe fuse', in a container \
@@ -388,9 +370,7 @@ fn unmount(mount_point: &Path, device: u64) -> io::Result<()> {
 fn mounted(device: u64, how: &str) -> io::Result<bool> {
     let number = format!(" {}:{} ", libc::major(device), libc::minor(device));
     let mounts = fs::read_to_string("/proc/self/mountinfo")?;
-    Ok(mounts
-        .lines()
-        .any(|line| line.contains(&number) && line.contains(how)))
+    Ok(mounts.lines().any(|line| line.contains(&number) && line.contains(how)))
 }
 
 /// Takes a mount away from its place; who still uses it gets ENOTCONN when we are gone.
@@ -417,10 +397,7 @@ fn log_line(to_stderr: bool, line: &str) {
     let pid = std::process::id();
     // Without a syslog there is nowhere left to say it.
     let _ = UnixDatagram::unbound().and_then(|socket| {
-        socket.send_to(
-            format!("<28>smolstore[{pid}]: {line}").as_bytes(),
-            "/dev/log",
-        )
+        socket.send_to(format!("<28>smolstore[{pid}]: {line}").as_bytes(), "/dev/log")
     });
 }
 
@@ -476,15 +453,8 @@ fn check(mut arguments: impl Iterator<Item = PathBuf>) -> Result<ExitCode, Strin
         1 => "1 fault".into(),
         faults => format!("{faults} faults"),
     };
-    let _ = writeln!(
-        io::stdout(),
-        "{streams} streams, {events} events, {bytes} bytes: {found}"
-    );
-    Ok(ExitCode::from(if failed {
-        2
-    } else {
-        u8::from(faults > 0)
-    }))
+    let _ = writeln!(io::stdout(), "{streams} streams, {events} events, {bytes} bytes: {found}");
+    Ok(ExitCode::from(if failed { 2 } else { u8::from(faults > 0) }))
 }
 
 /// Takes the progress off the terminal.

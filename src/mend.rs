@@ -83,11 +83,7 @@ impl<D: Disk> Stream<D> {
     /// Finds out in what state log and index are, under the lock, and mends what can be.
     fn recover(&self, files: &mut Files<D>, log: Stat) -> Result<Tip> {
         let found = self.survey(files, log.len)?;
-        let tip = Tip {
-            count: found.walk.whole,
-            end: found.walk.end,
-            time: found.walk.whole_time,
-        };
+        let tip = Tip { count: found.walk.whole, end: found.walk.end, time: found.walk.whole_time };
         let indexed = found.facts.indexed;
         match decide(found.facts) {
             Decision::Lost => self.lose(files, indexed, found.walk.next, tip),
@@ -181,12 +177,7 @@ impl<D: Disk> Stream<D> {
             clean: lost || files.zeros(&mut scan, walk.end, len)?,
             long: len > index::grown(walk.end + lock(&self.pending).0),
         };
-        Ok(Survey {
-            facts,
-            start,
-            walk,
-            beyond,
-        })
+        Ok(Survey { facts, start, walk, beyond })
     }
 
     /// Keeps what is to be cut off, for the day that somebody finds it was not garbage: without an

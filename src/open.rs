@@ -183,10 +183,7 @@ impl Open {
             len,
             append,
             through: kind == Kind::Lines || flags & libc::O_DSYNC != 0,
-            reader: Mutex::new(Reader {
-                cursor,
-                ..Reader::default()
-            }),
+            reader: Mutex::new(Reader { cursor, ..Reader::default() }),
             writer: Mutex::new(writer),
             waiters,
         })
@@ -207,11 +204,7 @@ impl Open {
                 };
                 reader.count = Some(count);
                 let offset = usize::try_from(offset).unwrap_or(usize::MAX);
-                Ok(format!("{count}\n")
-                    .bytes()
-                    .skip(offset)
-                    .take(size)
-                    .collect())
+                Ok(format!("{count}\n").bytes().skip(offset).take(size).collect())
             }
             _ => {
                 let left = usize::try_from(self.len.saturating_sub(offset)).unwrap_or(usize::MAX);
@@ -445,9 +438,7 @@ impl Open {
                 writer.sealed = self.shape() == Shape::One;
             }
             Err(error) if !riders.is_empty() => {
-                writer
-                    .owners
-                    .extend(riders.into_iter().map(|rider| (rider, 0)));
+                writer.owners.extend(riders.into_iter().map(|rider| (rider, 0)));
                 writer.fail(error);
             }
             _ => {}

@@ -81,12 +81,7 @@ fn pending(status: &str) -> Signalled {
 fn judge(stat: &str, permitted: impl FnOnce() -> bool) -> Ending {
     // The name of the program, field 2, is in parentheses and may hold spaces and parentheses.
     let fields = stat.rsplit_once(") ").map_or("", |(_, fields)| fields);
-    let field = |n: usize| {
-        fields
-            .split(' ')
-            .nth(n - 3)
-            .and_then(|f| f.trim().parse().ok())
-    };
+    let field = |n: usize| fields.split(' ').nth(n - 3).and_then(|f| f.trim().parse().ok());
     let flags: u64 = field(9).unwrap_or(0);
     let exit_code: u64 = field(52).unwrap_or(0);
     match () {

@@ -130,10 +130,9 @@ pub fn decide(facts: Facts) -> Decision {
     match facts.indexed {
         Some(count) if facts.whole < count => Decision::Lost,
         None if facts.gap => Decision::Lost,
-        count => Decision::Use {
-            adopt: count != Some(facts.whole),
-            cut: !facts.clean || facts.long,
-        },
+        count => {
+            Decision::Use { adopt: count != Some(facts.whole), cut: !facts.clean || facts.long }
+        }
     }
 }
 
@@ -169,30 +168,16 @@ mod tests {
     }
 
     fn frame(first: bool, last: bool, time: u64) -> Frame<'static> {
-        Frame {
-            first,
-            last,
-            time,
-            line: b"x\n",
-        }
+        Frame { first, last, time, line: b"x\n" }
     }
 
     #[test]
     fn a_walk_stops_where_the_batches_stop() {
         let mut walk = Walk::default();
-        assert!(
-            !walk.step(&frame(false, true, 5)),
-            "a batch begins with FIRST"
-        );
+        assert!(!walk.step(&frame(false, true, 5)), "a batch begins with FIRST");
         assert!(walk.step(&frame(true, false, 5)));
-        assert!(
-            !walk.step(&frame(false, true, 6)),
-            "a batch shares one time"
-        );
-        assert!(
-            !walk.step(&frame(true, true, 5)),
-            "a batch ends before the next"
-        );
+        assert!(!walk.step(&frame(false, true, 6)), "a batch shares one time");
+        assert!(!walk.step(&frame(true, true, 5)), "a batch ends before the next");
         assert_eq!((walk.next, walk.whole), (1, 0));
         assert!(walk.step(&frame(false, true, 5)));
         assert_eq!((walk.whole, walk.end, walk.whole_time), (2, 36, 5));

@@ -35,13 +35,7 @@ pub(crate) struct Spill<D: Disk> {
 
 impl<D: Disk> Spill<D> {
     pub(crate) fn new(disk: Arc<D>, ceiling: Arc<Ceiling>) -> Spill<D> {
-        Spill {
-            disk,
-            ceiling,
-            memory: Vec::new(),
-            file: None,
-            len: 0,
-        }
+        Spill { disk, ceiling, memory: Vec::new(), file: None, len: 0 }
     }
 
     /// Appends `bytes`. After an error the spill is good for nothing but to be dropped.
@@ -64,9 +58,7 @@ impl<D: Disk> Spill<D> {
             if file.is_err() {
                 self.ceiling.files.fetch_sub(1, Relaxed);
             }
-            let file = self
-                .file
-                .insert(file.map_err(Error::os("a temporary file"))?);
+            let file = self.file.insert(file.map_err(Error::os("a temporary file"))?);
             let memory = std::mem::take(&mut self.memory);
             self.ceiling.memory.fetch_sub(memory.len() as u64, Relaxed);
             write_all(&*self.disk, file, &memory, 0).map_err(Error::os("a temporary file"))?;
@@ -108,9 +100,7 @@ impl<D: Disk> Spill<D> {
         };
         let read = self.disk.read_at(file, &mut bytes[..most], at);
         match read.map_err(Error::os("a temporary file"))? {
-            0 => Err(Error::os("a temporary file")(
-                std::io::ErrorKind::UnexpectedEof.into(),
-            )),
+            0 => Err(Error::os("a temporary file")(std::io::ErrorKind::UnexpectedEof.into())),
             read => Ok(read),
         }
     }
@@ -159,9 +149,7 @@ fn take(
 
 impl<D: Disk> Drop for Spill<D> {
     fn drop(&mut self) {
-        self.ceiling
-            .memory
-            .fetch_sub(self.memory.len() as u64, Relaxed);
+        self.ceiling.memory.fetch_sub(self.memory.len() as u64, Relaxed);
         if self.file.is_some() {
             self.ceiling.files.fetch_sub(1, Relaxed);
         }

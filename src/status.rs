@@ -56,11 +56,7 @@ impl Status {
 
     /// A batch was refused, because its guard was lost or because of an error.
     pub fn refused(&self, guard: bool) {
-        let counter = if guard {
-            &self.lost_guards
-        } else {
-            &self.errors
-        };
+        let counter = if guard { &self.lost_guards } else { &self.errors };
         counter.fetch_add(1, Relaxed);
     }
 
@@ -87,16 +83,8 @@ impl Status {
             (&self.batches, "batches_total", "Batches committed"),
             (&self.events, "events_total", "Events committed"),
             (&self.bytes, "bytes_total", "Bytes of the batches committed"),
-            (
-                &self.lost_guards,
-                "guards_lost_total",
-                "Batches refused with EEXIST",
-            ),
-            (
-                &self.errors,
-                "errors_total",
-                "Batches refused with another error",
-            ),
+            (&self.lost_guards, "guards_lost_total", "Batches refused with EEXIST"),
+            (&self.errors, "errors_total", "Batches refused with another error"),
         ];
         let counters = counters
             .map(|(counter, name, what)| (name, "counter", what, counter.load(Relaxed) as f64));
@@ -122,11 +110,7 @@ impl Status {
             ("0.99", self.quantile(0.99)),
             ("1", self.longest.load(Relaxed)),
         ] {
-            let _ = writeln!(
-                text,
-                "{name}{{quantile=\"{share}\"}} {}",
-                nanos as f64 / 1e9
-            );
+            let _ = writeln!(text, "{name}{{quantile=\"{share}\"}} {}", nanos as f64 / 1e9);
         }
         text
     }
@@ -184,15 +168,8 @@ mod tests {
             "smolstore_open_files 3",
             "smolstore_commit_seconds{quantile=\"1\"} 0.0001",
         ] {
-            let words = |line: &str| {
-                line.split_whitespace()
-                    .map(str::to_owned)
-                    .collect::<Vec<_>>()
-            };
-            assert!(
-                text.lines().any(|found| words(found) == words(line)),
-                "{line}: {text}"
-            );
+            let words = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+            assert!(text.lines().any(|found| words(found) == words(line)), "{line}: {text}");
         }
     }
 }

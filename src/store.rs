@@ -58,11 +58,7 @@ impl Store<Real> {
         log: Box<dyn Fn(&str) + Send + Sync>,
     ) -> Result<Store> {
         prepare(path, read_only)?;
-        let scratch = if read_only {
-            std::env::temp_dir()
-        } else {
-            path.into()
-        };
+        let scratch = if read_only { std::env::temp_dir() } else { path.into() };
         Ok(Store::on(Real::new(path.into(), scratch), read_only, log))
     }
 }
@@ -118,10 +114,7 @@ fn prepare(path: &Path, read_only: bool) -> Result<()> {
 impl<D: Disk> Store<D> {
     /// A store on any disk, which must be one already.
     pub fn on(disk: D, read_only: bool, log: Box<dyn Fn(&str) + Send + Sync>) -> Store<D> {
-        Store {
-            shared: Arc::new(Shared::new(disk, read_only, log)),
-            streams: Mutex::default(),
-        }
+        Store { shared: Arc::new(Shared::new(disk, read_only, log)), streams: Mutex::default() }
     }
 
     /// Whether nothing may be changed.
@@ -202,9 +195,7 @@ impl<D: Disk> Store<D> {
             let files = ["index", "log"].map(|file| disk.remove_file(&name.join(file)));
             let removed = files.into_iter().collect::<io::Result<()>>();
             // The directory may hold what is not ours; then the stream stays, still empty.
-            removed
-                .and_then(|()| disk.remove_dir(&name))
-                .map_err(Error::os(name.display()))
+            removed.and_then(|()| disk.remove_dir(&name)).map_err(Error::os(name.display()))
         })?;
         stream.close();
         lock(&self.streams).remove(name.as_os_str());
@@ -217,10 +208,7 @@ impl<D: Disk> Store<D> {
     /// [`Error::NotFound`]; [`Error::NotEmpty`]; [`Error::Invalid`] for a name that begins with a
     /// dot.
     pub fn rename(&self, from: impl AsRef<OsStr>, to: impl AsRef<OsStr>) -> Result<()> {
-        let [from, to] = [
-            self.changeable(from.as_ref())?,
-            self.changeable(to.as_ref())?,
-        ];
+        let [from, to] = [self.changeable(from.as_ref())?, self.changeable(to.as_ref())?];
         let stream = self.stream(&from)?;
         if from == to {
             return Ok(());
@@ -230,9 +218,7 @@ impl<D: Disk> Store<D> {
             Err(error) => return Err(error),
         }
         let disk = &self.shared.disk;
-        stream.rename(&to, || {
-            disk.rename(&from, &to).map_err(Error::os(from.display()))
-        })?;
+        stream.rename(&to, || disk.rename(&from, &to).map_err(Error::os(from.display())))?;
         let mut streams = lock(&self.streams);
         streams.remove(from.as_os_str());
         streams.insert(to.into(), Arc::downgrade(&stream));

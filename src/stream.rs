@@ -148,10 +148,7 @@ impl<D: Disk> Stream<D> {
             files: Mutex::new(None),
             used: AtomicBool::new(false),
             tip: Mutex::default(),
-            queue: Mutex::new(Queue {
-                jobs: VecDeque::new(),
-                leading: false,
-            }),
+            queue: Mutex::new(Queue { jobs: VecDeque::new(), leading: false }),
             writer: Mutex::default(),
             room: Mutex::default(),
             pending: Mutex::default(),
@@ -171,9 +168,7 @@ impl<D: Disk> Stream<D> {
         let _writer = lock(&self.writer);
         let files = self.files()?;
         // Closing what is open gives the lock back; it would also sync the old name's directory.
-        self.disk()
-            .lock(&files.log, false)
-            .map_err(self.os("log"))?;
+        self.disk().lock(&files.log, false).map_err(self.os("log"))?;
         let renamed = rename();
         if renamed.is_ok() {
             *lock(&self.name) = name.into();
@@ -251,9 +246,7 @@ impl<D: Disk> Stream<D> {
             drop(files);
             self.close();
         }
-        Err(self.os("index")(std::io::Error::other(
-            "it does not stay this stream's",
-        )))
+        Err(self.os("index")(std::io::Error::other("it does not stay this stream's")))
     }
 
     /// How much there is to see now; None when the index is not this log's any more.
@@ -281,11 +274,7 @@ impl<D: Disk> Stream<D> {
         };
         let mut seen = lock(&self.tip);
         if count > seen.count {
-            *seen = Tip {
-                count,
-                end: at + last.size(),
-                time: last.time,
-            };
+            *seen = Tip { count, end: at + last.size(), time: last.time };
         }
         Ok(Some(*seen))
     }
@@ -373,11 +362,7 @@ impl<D: Disk> Stream<D> {
             match scan.frame(index, at)? {
                 Found::Frame(frame) if at < end => {
                     at += frame.size();
-                    events.push(Event {
-                        index,
-                        time: frame.time,
-                        bytes: frame.payload().to_vec(),
-                    });
+                    events.push(Event { index, time: frame.time, bytes: frame.payload().to_vec() });
                 }
                 _ if events.is_empty() => {
                     return Err(files.damaged(index, "its checksum does not hold"));
@@ -476,9 +461,7 @@ impl<D: Disk> Stream<D> {
         let n = index::event_at(view, tip.count, hint)?;
         let at = files.entry(n)?;
         if let Some(into) = view.checked_sub(view_offset(n, at))
-            && self
-                .line(files, scan, n, at)
-                .is_ok_and(|line| into < line.len() as u64)
+            && self.line(files, scan, n, at).is_ok_and(|line| into < line.len() as u64)
         {
             return Ok((n, at));
         }

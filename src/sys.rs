@@ -146,10 +146,7 @@ pub fn unmount(path: &Path, lazily: bool) -> io::Result<()> {
 /// Lets this process open as many files as it is allowed to, and take memory page by page: fuser
 /// has a buffer of 16 MiB for each thread, of which little is used.
 pub fn set_limits() {
-    let mut limit = libc::rlimit {
-        rlim_cur: 0,
-        rlim_max: 0,
-    };
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: `limit` is a valid rlimit for both calls, and the others take only numbers. When
     // one fails all stays as it was.
     unsafe {
@@ -183,11 +180,7 @@ impl Signals {
             for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGUSR1] {
                 libc::sigaddset(&raw mut set, signal);
             }
-            check(libc::sigprocmask(
-                libc::SIG_BLOCK,
-                &raw const set,
-                std::ptr::null_mut(),
-            ))?;
+            check(libc::sigprocmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()))?;
             Ok(Signals(set))
         }
     }

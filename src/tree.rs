@@ -79,11 +79,7 @@ const STATUS: &str = ".status";
 /// The named horizons. A link to any other is looked up anew each time.
 const NAMED: [&str; 3] = ["beginning", "newest", "next"];
 
-const ROOT: Node = Node {
-    kind: Kind::Root,
-    stream: 0,
-    index: 0,
-};
+const ROOT: Node = Node { kind: Kind::Root, stream: 0, index: 0 };
 const STREAM_BITS: u32 = 24;
 /// So many events of a stream can be addressed.
 const INDICES: u64 = (1 << 36) - 4;
@@ -116,11 +112,7 @@ impl Node {
 
     /// Another node of the same stream.
     fn beside(self, kind: Kind, index: u64) -> Node {
-        Node {
-            kind,
-            index,
-            ..self
-        }
+        Node { kind, index, ..self }
     }
 
     /// What a directory of horizons shows.
@@ -249,11 +241,7 @@ impl Streams {
             errno: libc::ENFILE,
             what: "more streams in use than there are numbers".into(),
         })?;
-        let known = Known {
-            name: name.into(),
-            inode,
-            lookups: 0,
-        };
+        let known = Known { name: name.into(), inode, lookups: 0 };
         self.known.insert(self.last, known);
         self.numbers.insert(name.into(), self.last);
         Ok(self.last)
@@ -269,9 +257,7 @@ impl Streams {
         self.numbers.remove(to);
         if let Some(number) = self.numbers.remove(from) {
             self.numbers.insert(to.into(), number);
-            self.known
-                .entry(number)
-                .and_modify(|known| known.name = to.into());
+            self.known.entry(number).and_modify(|known| known.name = to.into());
         }
     }
 
@@ -343,12 +329,7 @@ impl Tree {
     fn status(&self) -> String {
         let open = lock(&self.handles).len();
         self.store.status().text(&[
-            (
-                "open_files",
-                "gauge",
-                "Open files and directories",
-                open as f64,
-            ),
+            ("open_files", "gauge", "Open files and directories", open as f64),
             (
                 "waiting_readers",
                 "gauge",
@@ -705,9 +686,7 @@ impl Tree {
         };
         let entries = Arc::new(self.list(node)?);
         let read = Handle::Directory(node, entries.clone());
-        lock(&self.handles)
-            .entry(handle)
-            .and_modify(|handle| *handle = read);
+        lock(&self.handles).entry(handle).and_modify(|handle| *handle = read);
         Ok(entries)
     }
 

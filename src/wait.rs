@@ -100,11 +100,7 @@ impl Waiters {
     /// reader that we cannot see nothing is known: once a second it may look itself.
     pub fn look(&self, signalled: impl Fn(u32) -> Signalled) {
         let reader = |waiter: &Waiter| Some((waiter.open.clone(), waiter.thread?, waiter.since));
-        let readers: Vec<_> = lock(&self.parked)
-            .values()
-            .flatten()
-            .filter_map(reader)
-            .collect();
+        let readers: Vec<_> = lock(&self.parked).values().flatten().filter_map(reader).collect();
         for (open, thread, since) in readers {
             let signalled = match thread {
                 0 => Signalled::Unknown,

@@ -19,21 +19,10 @@ struct Cat(Child);
 impl Cat {
     fn after_the_file(file: &Path, stream: &Path) -> Cat {
         let mut command = Command::new("sh");
-        command
-            .args(["-c", "exec cat \"$1\" - >> events", "sh"])
-            .arg(file);
-        let mut cat = Cat(command
-            .current_dir(stream)
-            .stdin(Stdio::piped())
-            .spawn()
-            .unwrap());
+        command.args(["-c", "exec cat \"$1\" - >> events", "sh"]).arg(file);
+        let mut cat = Cat(command.current_dir(stream).stdin(Stdio::piped()).spawn().unwrap());
         // Twice what a pipe holds: when this returns, cat is through with the file.
-        cat.0
-            .stdin
-            .as_mut()
-            .unwrap()
-            .write_all(&more_lines())
-            .unwrap();
+        cat.0.stdin.as_mut().unwrap().write_all(&more_lines()).unwrap();
         cat
     }
 }
@@ -66,10 +55,7 @@ fn numbered_lines(dir: &Path, bytes: u64) -> (PathBuf, u64) {
 fn free(path: &Path) -> u64 {
     let path = CString::new(path.as_os_str().as_bytes()).unwrap();
     let mut stat = MaybeUninit::<libc::statvfs>::uninit();
-    assert_eq!(
-        unsafe { libc::statvfs(path.as_ptr(), stat.as_mut_ptr()) },
-        0
-    );
+    assert_eq!(unsafe { libc::statvfs(path.as_ptr(), stat.as_mut_ptr()) }, 0);
     let stat = unsafe { stat.assume_init() };
     stat.f_bfree * stat.f_frsize
 }
@@ -89,25 +75,11 @@ fn a_batch_of_a_gib_is_one_batch_in_little_memory() {
     assert!(status.success(), "{status}");
 
     assert_eq!(count(&s), lines + 15_000);
-    OpenOptions::new()
-        .append(true)
-        .open(&file)
-        .unwrap()
-        .write_all(&more_lines())
-        .unwrap();
+    OpenOptions::new().append(true).open(&file).unwrap().write_all(&more_lines()).unwrap();
     ok(&sh("sh", &format!("cmp events {}", file.display()), &s));
-    let time = |n: u64| {
-        fs::metadata(s.join(format!("at/{n}")))
-            .unwrap()
-            .modified()
-            .unwrap()
-    };
+    let time = |n: u64| fs::metadata(s.join(format!("at/{n}"))).unwrap().modified().unwrap();
     assert_eq!(time(0), time(count(&s) - 1), "one batch");
-    assert!(
-        m.rss_peak_kib() < 128 * 1024,
-        "the daemon took {} KiB",
-        m.rss_peak_kib()
-    );
+    assert!(m.rss_peak_kib() < 128 * 1024, "the daemon took {} KiB", m.rss_peak_kib());
 }
 
 #[test]
@@ -123,16 +95,11 @@ fn a_large_batch_whose_writer_is_killed_leaves_nothing_and_gives_the_space_back(
 
     let before = free(&store);
     let mut cat = Cat::after_the_file(&file, &s);
-    assert!(
-        free(&store) < before - 256 * MIB,
-        "what is pending is on the store's disk"
-    );
+    assert!(free(&store) < before - 256 * MIB, "what is pending is on the store's disk");
     cat.0.kill().unwrap();
     cat.0.wait().unwrap();
     assert_eq!(read(s.join("events")), b"before\n");
-    eventually("the space is given back", || {
-        free(&store) > before - 4 * MIB
-    });
+    eventually("the space is given back", || free(&store) > before - 4 * MIB);
     append(s.join("events"), "later\n");
     assert_eq!(read(s.join("events")), b"before\nlater\n");
 }
@@ -153,7 +120,5 @@ fn a_large_batch_which_loses_its_index_gives_the_space_back() {
     append(s.join("events"), "winner\n");
     assert_eq!(errno_of(close(loser)), libc::EEXIST);
     assert_eq!(read(s.join("events")), b"winner\n");
-    eventually("the space is given back", || {
-        free(&store) > before - 4 * MIB
-    });
+    eventually("the space is given back", || free(&store) > before - 4 * MIB);
 }

@@ -10,9 +10,7 @@ const MAX: usize = 16 << 20;
 
 /// So many bytes of every value, newlines and NULs among them, not the same in every 256.
 fn bytes(len: usize) -> Vec<u8> {
-    (0..len as u64)
-        .map(|n| (n.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 56) as u8)
-        .collect()
+    (0..len as u64).map(|n| (n.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 56) as u8).collect()
 }
 
 /// Event `n` is these bytes exactly, by `at` and by `from`.
@@ -55,19 +53,7 @@ fn an_event_may_hold_any_bytes() {
 fn an_event_may_have_any_size_up_to_the_limit() {
     let m = Mnt::new();
     let s = m.stream("s");
-    for len in [
-        1,
-        2,
-        4080,
-        4095,
-        4096,
-        4097,
-        65536,
-        1 << 20,
-        (1 << 20) + 1,
-        MAX - 1,
-        MAX,
-    ] {
+    for len in [1, 2, 4080, 4095, 4096, 4097, 65536, 1 << 20, (1 << 20) + 1, MAX - 1, MAX] {
         let (n, event) = (count(&s), bytes(len));
         put(s.join("new"), &event).unwrap();
         is(&s, n, &event);
@@ -82,11 +68,7 @@ fn one_byte_more_is_emsgsize_and_nothing_is_stored() {
     let s = m.stream("s");
     let event = bytes(MAX + 1);
     for name in ["new", "at/0", "new", "at/0"] {
-        assert_eq!(
-            errno_of(put(s.join(name), &event)),
-            libc::EMSGSIZE,
-            "{name}"
-        );
+        assert_eq!(errno_of(put(s.join(name), &event)), libc::EMSGSIZE, "{name}");
         assert_eq!(count(&s), 0, "{name}");
         assert!(!s.join("at/0").exists(), "{name}");
     }
@@ -100,10 +82,7 @@ fn events_and_lines_take_a_line_up_to_the_limit() {
     for name in ["events", "lines", "from/next"] {
         let s = m.stream(name.replace('/', "-"));
         let line = vec![b'x'; MAX];
-        append(
-            s.join(name),
-            [&b"before\n"[..], &line, b"\nafter\n"].concat(),
-        );
+        append(s.join(name), [&b"before\n"[..], &line, b"\nafter\n"].concat());
         append(s.join(name), &line); // without its newline
         assert_eq!(count(&s), 4, "{name}");
         assert_eq!(read(s.join("at/0")), b"before");
@@ -123,11 +102,7 @@ fn a_line_of_one_byte_more_is_emsgsize_with_and_without_its_newline() {
         }
         for name in ["events", "lines", "from/next"] {
             let s = m.stream(format!("{}-{newline}", name.replace('/', "-")));
-            assert_eq!(
-                errno_of(try_append(s.join(name), &line)),
-                libc::EMSGSIZE,
-                "{name}"
-            );
+            assert_eq!(errno_of(try_append(s.join(name), &line)), libc::EMSGSIZE, "{name}");
             assert_eq!(count(&s), 0, "{name}");
             append(s.join(name), "later\n");
             assert_eq!(read(s.join("events")), b"later\n", "{name}");

@@ -30,8 +30,7 @@ fn store() -> TempDir {
     s.append(["zero"], None).unwrap();
     s.append(["one", "two", "", "four"], None).unwrap();
     s.append([vec![b'x'; 5000]], None).unwrap();
-    s.append(["six", "seven", "eight\nand a half", "nine"], None)
-        .unwrap();
+    s.append(["six", "seven", "eight\nand a half", "nine"], None).unwrap();
     dir
 }
 
@@ -73,9 +72,7 @@ fn each_fault_is_a_line_and_the_exit_status_1() {
         assert_eq!((lines(&out).len(), out.status.code()), (2, Some(1)));
     }
     let dir = store();
-    let log = fs::File::options()
-        .write(true)
-        .open(dir.path().join("s/log"));
+    let log = fs::File::options().write(true).open(dir.path().join("s/log"));
     log.unwrap().set_len(300).unwrap();
     let out = check(dir.path(), &["s"]);
     let expected =
@@ -83,10 +80,7 @@ fn each_fault_is_a_line_and_the_exit_status_1() {
     assert_eq!(lines(&out)[0], expected);
     fs::remove_file(dir.path().join("s/log")).unwrap();
     let out = check(dir.path(), &[]);
-    assert_eq!(
-        lines(&out)[0],
-        "stream \"s\", event 0 at byte 0: there is an index, but no log"
-    );
+    assert_eq!(lines(&out)[0], "stream \"s\", event 0 at byte 0: there is an index, but no log");
     assert_eq!(out.status.code(), Some(1));
 }
 
@@ -97,17 +91,9 @@ fn what_the_next_use_mends_is_no_fault() {
         // A count that a crash left behind.
         ("index", Some((0u64, vec![6])), "4 events behind the count"),
         // A batch that a crash cut short.
-        (
-            "log",
-            Some((5212, whole[21..61].to_vec())),
-            "a batch without its end",
-        ),
+        ("log", Some((5212, whole[21..61].to_vec())), "a batch without its end"),
         // A hole that a power cut left.
-        (
-            "index",
-            Some((32, vec![0; 16])),
-            "2 entries of its index are missing",
-        ),
+        ("index", Some((32, vec![0; 16])), "2 entries of its index are missing"),
         ("index", None, "it has no index"),
     ] {
         let dir = store();
@@ -149,22 +135,11 @@ fn any_byte_that_is_wrong_is_found() {
                 if path == &log {
                     let begins = [0, 21, 41, 61, 78, 99, 5116, 5136, 5158, 5191, 5212];
                     let event = begins.iter().rposition(|begin| *begin <= at).unwrap() as u64;
-                    assert_eq!(
-                        faults,
-                        [(event, event)],
-                        "byte {at} of the log, now {wrong}"
-                    );
+                    assert_eq!(faults, [(event, event)], "byte {at} of the log, now {wrong}");
                 } else {
                     // A count that is too small, or none, is what a crash may leave.
-                    assert_ne!(
-                        (faults.len(), notes.len()),
-                        (0, 0),
-                        "byte {at} of the index"
-                    );
-                    assert!(
-                        at < 16 || faults.len() == 1 || wrong == 0,
-                        "byte {at}: {faults:?}"
-                    );
+                    assert_ne!((faults.len(), notes.len()), (0, 0), "byte {at} of the index");
+                    assert!(at < 16 || faults.len() == 1 || wrong == 0, "byte {at}: {faults:?}");
                 }
             }
             patch(path, at as u64, &[byte]);
@@ -177,26 +152,13 @@ fn any_byte_that_is_wrong_is_found() {
 fn what_cannot_be_checked_is_exit_status_2() {
     let dir = store();
     for (out, expected) in [
-        (
-            check(dir.path(), &["s", "t"]),
-            "\"t\": there is no such stream",
-        ),
-        (
-            check(dir.path(), &["../x"]),
-            "\"../x\": there is no such stream",
-        ),
+        (check(dir.path(), &["s", "t"]), "\"t\": there is no such stream"),
+        (check(dir.path(), &["../x"]), "\"../x\": there is no such stream"),
         (check(&dir.path().join("s"), &[]), ".smolstore: no store"),
-        (
-            smolstore(["check"]).output().unwrap(),
-            "check needs a STORE",
-        ),
+        (smolstore(["check"]).output().unwrap(), "check needs a STORE"),
     ] {
         assert_eq!(out.status.code(), Some(2));
-        assert!(
-            text(&out.stderr).contains(expected),
-            "{}",
-            text(&out.stderr)
-        );
+        assert!(text(&out.stderr).contains(expected), "{}", text(&out.stderr));
     }
 }
 
@@ -213,10 +175,7 @@ fn a_store_in_use_is_checked_and_stays_as_it_is() {
             let (busy, stop) = (&busy, &stop);
             scope.spawn(move || {
                 for n in 0.. {
-                    append(
-                        busy.join("events"),
-                        format!("{writer} {n}\n").repeat(1 + n % 40),
-                    );
+                    append(busy.join("events"), format!("{writer} {n}\n").repeat(1 + n % 40));
                     if stop.load(Relaxed) {
                         break;
                     }
@@ -255,10 +214,7 @@ fn memory_is_bounded_and_a_terminal_sees_progress() {
     );
     let out = ok(&crate::harness::sh("bash", &script, dir.path()));
     assert!(out.contains("\r\x1b[Klarge: "), "{out:?}");
-    assert!(
-        out.contains("1 streams, 6000000 events, 342000000 bytes: no faults"),
-        "{out:?}"
-    );
+    assert!(out.contains("1 streams, 6000000 events, 342000000 bytes: no faults"), "{out:?}");
 }
 
 #[test]
@@ -267,9 +223,7 @@ fn what_is_intact_goes_to_a_new_stream_as_the_readme_says() {
     patch(&dir.path().join("s/log"), 21 + 16, b"O");
     let mnt = Mnt::on(dir.path(), &[]);
     let readme = include_str!("../../README.md");
-    let loops = readme
-        .lines()
-        .find(|line| line.trim().starts_with("for ((n = 0;"));
+    let loops = readme.lines().find(|line| line.trim().starts_with("for ((n = 0;"));
     let script = format!("mkdir new\n{}", loops.unwrap().replace("old/", "s/"));
     let out = crate::harness::sh("bash", &script, mnt.path());
     assert_eq!(text(&out.stdout), "event 1 is lost\n");

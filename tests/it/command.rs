@@ -39,17 +39,11 @@ impl Drop for Dirs {
 
 /// Runs what should end by itself, and ends it if it does not.
 fn run(command: &mut Command) -> Output {
-    command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
     if wait(&mut child, Duration::from_secs(20)).is_none() {
         child.kill().unwrap();
-        panic!(
-            "still running after 20 s: {command:?}: {:?}",
-            child.wait_with_output()
-        );
+        panic!("still running after 20 s: {command:?}: {:?}", child.wait_with_output());
     }
     child.wait_with_output().unwrap()
 }
@@ -59,10 +53,7 @@ fn run(command: &mut Command) -> Output {
 fn refused(out: &Output, names: impl AsRef<Path>) {
     let (said, names) = (text(&out.stderr), names.as_ref().display().to_string());
     assert_eq!(out.status.code(), Some(1), "{said}");
-    assert!(
-        said.lines().count() == 1 && said.ends_with('\n'),
-        "not one line: {said:?}"
-    );
+    assert!(said.lines().count() == 1 && said.ends_with('\n'), "not one line: {said:?}");
     assert!(said.contains(&names), "does not name {names}: {said}");
     assert!(text(&out.stdout).is_empty());
 }
@@ -71,8 +62,7 @@ fn refused(out: &Output, names: impl AsRef<Path>) {
 fn processes(path: &Path) -> Vec<u32> {
     let names = |pid: &u32| {
         let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        line.split(|b| *b == 0)
-            .any(|arg| text(arg) == path.display().to_string())
+        line.split(|b| *b == 0).any(|arg| text(arg) == path.display().to_string())
     };
     let all = fs::read_dir("/proc")
         .unwrap()
@@ -85,12 +75,7 @@ fn help_and_version() {
     let help = run(&mut smolstore(["--help"]));
     assert!(help.status.success() && help.stderr.is_empty());
     let said = text(&help.stdout);
-    assert!(
-        ["STORE", "MOUNTPOINT", "-f", "-o"]
-            .iter()
-            .all(|word| said.contains(word)),
-        "{said}"
-    );
+    assert!(["STORE", "MOUNTPOINT", "-f", "-o"].iter().all(|word| said.contains(word)), "{said}");
     let version = run(&mut smolstore(["--version"]));
     assert!(version.status.success() && version.stderr.is_empty());
     assert!(text(&version.stdout).contains(env!("CARGO_PKG_VERSION")));
@@ -99,10 +84,8 @@ fn help_and_version() {
 #[test]
 fn usage_is_exit_2() {
     let dirs = Dirs::new();
-    let (store, mnt) = (
-        dirs.join("store").display().to_string(),
-        dirs.join("mnt").display().to_string(),
-    );
+    let (store, mnt) =
+        (dirs.join("store").display().to_string(), dirs.join("mnt").display().to_string());
     let (store, mnt) = (store.as_str(), mnt.as_str());
     let wrong: [(&[&str], &str); 8] = [
         (&[], ""),
@@ -124,10 +107,7 @@ fn usage_is_exit_2() {
         );
     }
     assert_eq!(mounted(&dirs.join("mnt")), None);
-    assert!(
-        names(&dirs.join("store")).is_empty(),
-        "a usage error touches nothing"
-    );
+    assert!(names(&dirs.join("store")).is_empty(), "a usage error touches nothing");
 }
 
 #[test]
@@ -136,12 +116,8 @@ fn it_goes_to_the_background_once_it_serves() {
     let mnt = dirs.join("mnt");
     let to = |name| File::create(dirs.join(name)).unwrap();
     let mut command = smolstore([dirs.join("store"), mnt.clone()]);
-    let status = command
-        .stdout(to("out"))
-        .stderr(to("err"))
-        .current_dir(&dirs.root)
-        .status()
-        .unwrap();
+    let status =
+        command.stdout(to("out")).stderr(to("err")).current_dir(&dirs.root).status().unwrap();
     assert!(status.success(), "{}", text(&read(dirs.join("err"))));
     // At once, without any wait.
     append_one(&mnt.join("s"));
@@ -152,16 +128,10 @@ fn it_goes_to_the_background_once_it_serves() {
     let proc = PathBuf::from(format!("/proc/{}", daemons[0]));
     for fd in 0..3 {
         let file = fs::read_link(proc.join(format!("fd/{fd}"))).unwrap();
-        assert!(
-            !file.starts_with(&dirs.root),
-            "the daemon holds its caller's {}",
-            file.display()
-        );
+        assert!(!file.starts_with(&dirs.root), "the daemon holds its caller's {}", file.display());
     }
     assert!(
-        !fs::read_link(proc.join("cwd"))
-            .unwrap()
-            .starts_with(&dirs.root),
+        !fs::read_link(proc.join("cwd")).unwrap().starts_with(&dirs.root),
         "its directory would stay busy"
     );
 
@@ -173,19 +143,11 @@ fn it_goes_to_the_background_once_it_serves() {
 fn a_daemon_in_the_background_ends_by_sigterm() {
     let dirs = Dirs::new();
     let mnt = dirs.join("mnt");
-    assert!(
-        smolstore([dirs.join("store"), mnt.clone()])
-            .status()
-            .unwrap()
-            .success()
-    );
+    assert!(smolstore([dirs.join("store"), mnt.clone()]).status().unwrap().success());
     let daemon = || processes(&mnt);
     let pids = daemon();
     assert_eq!(pids.len(), 1, "one daemon");
-    assert_eq!(
-        unsafe { libc::kill(pids[0].cast_signed(), libc::SIGTERM) },
-        0
-    );
+    assert_eq!(unsafe { libc::kill(pids[0].cast_signed(), libc::SIGTERM) }, 0);
     eventually("it unmounts", || mounted(&mnt).is_none());
     eventually("it exits", || daemon().is_empty());
 }
@@ -193,18 +155,12 @@ fn a_daemon_in_the_background_ends_by_sigterm() {
 #[test]
 fn relative_paths_are_those_of_the_caller() {
     let dirs = Dirs::new();
-    let status = smolstore(["store", "mnt"])
-        .current_dir(&dirs.root)
-        .status()
-        .unwrap();
+    let status = smolstore(["store", "mnt"]).current_dir(&dirs.root).status().unwrap();
     assert!(status.success());
     append_one(&dirs.join("mnt/s"));
     assert!(dirs.join("store/s").is_dir());
     let line = mounted(&dirs.join("mnt")).unwrap();
-    assert!(
-        line.contains(&dirs.join("store").display().to_string()),
-        "{line}"
-    );
+    assert!(line.contains(&dirs.join("store").display().to_string()), "{line}");
 }
 
 /// The first use of a new stream.
@@ -238,11 +194,8 @@ fn a_store_that_is_none_is_refused() {
     fs::remove_file(store.join("mine")).unwrap();
     Mnt::on(&store, &[]).stop();
     let marker = text(&read(store.join(".smolstore")));
-    fs::write(
-        store.join(".smolstore"),
-        marker.replace(|c: char| c.is_ascii_digit(), "999"),
-    )
-    .unwrap();
+    fs::write(store.join(".smolstore"), marker.replace(|c: char| c.is_ascii_digit(), "999"))
+        .unwrap();
     refused(&mount(&store), &store);
     // The same without -f: whoever called learns of it.
     refused(&run(&mut smolstore([&store, &mnt])), &store);
@@ -264,10 +217,7 @@ fn a_mount_point_that_cannot_be_is_refused() {
     fs::create_dir(mnt.join("inside")).unwrap();
     refused(&mount(&mnt.join("inside"), &mnt), &mnt);
     assert!(names(&mnt.join("inside")).is_empty());
-    refused(
-        &run(&mut smolstore([&store, &dirs.join("missing")])),
-        dirs.join("missing"),
-    );
+    refused(&run(&mut smolstore([&store, &dirs.join("missing")])), dirs.join("missing"));
 }
 
 #[test]
@@ -277,10 +227,7 @@ fn a_busy_mount_point_is_refused() {
     append(s.join("events"), "a\n");
     for store in [m.store(), &dirs.join("store")] {
         for background in [&["-f"][..], &[]] {
-            refused(
-                &run(smolstore([store, m.path()]).args(background)),
-                m.path(),
-            );
+            refused(&run(smolstore([store, m.path()]).args(background)), m.path());
         }
     }
     assert_eq!(read(s.join("events")), b"a\n", "the first goes on");
@@ -290,19 +237,12 @@ fn a_busy_mount_point_is_refused() {
 #[test]
 fn without_dev_fuse_it_says_so() {
     let dirs = Dirs::new();
-    let (bin, store, mnt) = (
-        env!("CARGO_BIN_EXE_smolstore"),
-        dirs.join("store"),
-        dirs.join("mnt"),
-    );
+    let (bin, store, mnt) = (env!("CARGO_BIN_EXE_smolstore"), dirs.join("store"), dirs.join("mnt"));
     for flag in ["-f", ""] {
         let dev = "mount -t tmpfs none /dev && mknod -m 666 /dev/null c 1 3";
         let start = format!("exec {bin} {} {} {flag}", store.display(), mnt.display());
         let script = format!("{dev} && export PATH=/none && {start}");
-        refused(
-            &run(Command::new("unshare").args(["-m", "sh", "-c", &script])),
-            "/dev/fuse",
-        );
+        refused(&run(Command::new("unshare").args(["-m", "sh", "-c", &script])), "/dev/fuse");
     }
 }
 
@@ -310,11 +250,7 @@ fn without_dev_fuse_it_says_so() {
 fn without_the_right_to_mount_it_says_so() {
     let dirs = Dirs::new();
     // The build directory may be closed to others.
-    ok(&sh(
-        "sh",
-        &format!("cp {} smolstore", env!("CARGO_BIN_EXE_smolstore")),
-        &dirs.root,
-    ));
+    ok(&sh("sh", &format!("cp {} smolstore", env!("CARGO_BIN_EXE_smolstore")), &dirs.root));
     for name in ["store", "mnt"] {
         chown(dirs.join(name), Some(65534), Some(65534)).unwrap();
     }
@@ -332,18 +268,9 @@ fn without_the_right_to_mount_it_says_so() {
              exec {nobody} $PWD/smolstore $PWD/store $PWD/mnt -f"
         );
         let mut unshare = Command::new("unshare");
-        let out = run(unshare
-            .args(["-m", "sh", "-c", &script])
-            .current_dir(&dirs.root));
+        let out = run(unshare.args(["-m", "sh", "-c", &script]).current_dir(&dirs.root));
         let device = text(&out.stderr).contains("/dev/fuse");
-        refused(
-            &out,
-            if device {
-                PathBuf::from("/dev/fuse")
-            } else {
-                dirs.join("mnt")
-            },
-        );
+        refused(&out, if device { PathBuf::from("/dev/fuse") } else { dirs.join("mnt") });
     }
 }
 
@@ -369,28 +296,14 @@ fn open_files_do_not_keep_it_from_stopping() {
     let _reader = File::open(s.join("events")).unwrap();
     let mut writer = appender(s.join("events")).unwrap();
     std::io::Write::write_all(&mut writer, b"uncommitted\n").unwrap();
-    let mut inside = Reaped(
-        Command::new("sleep")
-            .arg("60")
-            .current_dir(&s)
-            .spawn()
-            .unwrap(),
-    );
+    let mut inside = Reaped(Command::new("sleep").arg("60").current_dir(&s).spawn().unwrap());
     let start = Instant::now();
     m.stop();
-    assert!(
-        start.elapsed() < Duration::from_secs(5),
-        "{:?}",
-        start.elapsed()
-    );
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
     assert!(inside.0.try_wait().unwrap().is_none());
     assert!(close(writer).is_err(), "nobody is there to commit it");
     m.restart();
-    assert_eq!(
-        read(s.join("events")),
-        b"a\n",
-        "what was not committed is dropped"
-    );
+    assert_eq!(read(s.join("events")), b"a\n", "what was not committed is dropped");
 }
 
 #[test]
@@ -400,9 +313,7 @@ fn a_dead_mount_is_taken_over() {
     append(s.join("events"), "a\n");
     let points = || {
         let all = fs::read_to_string("/proc/self/mountinfo").unwrap();
-        all.lines()
-            .filter(|l| l.split(' ').nth(4).map(Path::new) == Some(m.path()))
-            .count()
+        all.lines().filter(|l| l.split(' ').nth(4).map(Path::new) == Some(m.path())).count()
     };
     for _ in 0..2 {
         m.kill(libc::SIGKILL);
@@ -423,10 +334,7 @@ fn an_unmount_from_outside_ends_it() {
         let m = Mnt::new();
         m.stream("s");
         ok(&sh("sh", umount, m.path().parent().unwrap()));
-        assert!(
-            m.wait(Duration::from_secs(10)).is_some(),
-            "{umount}: it goes on without a mount"
-        );
+        assert!(m.wait(Duration::from_secs(10)).is_some(), "{umount}: it goes on without a mount");
         assert_eq!(mounted(m.path()), None);
         m.restart();
         assert_eq!(count(&m.path().join("s")), 0);
@@ -438,10 +346,7 @@ fn the_kernel_shows_type_and_store() {
     let m = Mnt::new();
     let line = mounted(m.path()).unwrap();
     let (_, what) = line.split_once(" - ").unwrap();
-    assert!(
-        what.starts_with(&format!("fuse.smolstore {} ", m.store().display())),
-        "{line}"
-    );
+    assert!(what.starts_with(&format!("fuse.smolstore {} ", m.store().display())), "{line}");
 }
 
 #[test]
@@ -462,9 +367,7 @@ fn options_of_mount_and_fstab_are_accepted() {
     // As mount(8) calls it: the options come last, nothing is in PATH; exit 0 must mean mounted.
     let dirs = Dirs::new();
     let mut command = smolstore([dirs.join("store"), dirs.join("mnt")]);
-    command
-        .args(["-o", "rw,noauto,nofail,dev,suid"])
-        .env("PATH", "/none");
+    command.args(["-o", "rw,noauto,nofail,dev,suid"]).env("PATH", "/none");
     assert!(command.status().unwrap().success());
     append_one(&dirs.join("mnt/s"));
 }
@@ -482,11 +385,7 @@ fn a_mount_made_right_after_an_unmount_stays() {
         assert!(status.success(), "mount {n} is still there");
     }
     assert!(!fs::exists(mnt.join("s0")).unwrap());
-    assert_eq!(
-        fs::read_dir(&store).unwrap().count(),
-        21,
-        "20 streams and the mark"
-    );
+    assert_eq!(fs::read_dir(&store).unwrap().count(), 21, "20 streams and the mark");
 }
 
 #[test]

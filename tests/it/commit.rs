@@ -94,20 +94,10 @@ def error(call, *args):
 
 /// Runs a Python script in the stream's directory.
 pub fn python(stream: &Path, script: &str) -> Output {
-    let first = script
-        .lines()
-        .find(|line| !line.trim().is_empty())
-        .unwrap_or("");
+    let first = script.lines().find(|line| !line.trim().is_empty()).unwrap_or("");
     let indent = first.len() - first.trim_start().len();
-    let script: Vec<&str> = script
-        .lines()
-        .map(|line| line.get(indent..).unwrap_or(""))
-        .collect();
-    sh(
-        "python3 -I",
-        &format!("{PRELUDE}\n{}", script.join("\n")),
-        stream,
-    )
+    let script: Vec<&str> = script.lines().map(|line| line.get(indent..).unwrap_or("")).collect();
+    sh("python3 -I", &format!("{PRELUDE}\n{}", script.join("\n")), stream)
 }
 
 /// One write(2), all of it.
@@ -119,11 +109,8 @@ fn write_once(mut file: &File, bytes: &[u8]) {
 type Commit = fn(File) -> io::Result<()>;
 
 /// The ways to say "now".
-const COMMITS: [(&str, Commit); 3] = [
-    ("fsync", |file| file.sync_all()),
-    ("fdatasync", |file| file.sync_data()),
-    ("close", close),
-];
+const COMMITS: [(&str, Commit); 3] =
+    [("fsync", |file| file.sync_all()), ("fdatasync", |file| file.sync_data()), ("close", close)];
 
 // Batches.
 
@@ -166,13 +153,8 @@ fn newlines_split_and_nothing_else_does() {
     let m = Mnt::new();
     let s = m.stream("s");
     append(s.join("events"), "a\n\n\r\nb\r\n \0\n\nlast");
-    let events: Vec<Vec<u8>> = (0..count(&s))
-        .map(|n| read(s.join(format!("at/{n}"))))
-        .collect();
-    assert_eq!(
-        events,
-        [&b"a"[..], b"", b"\r", b"b\r", b" \0", b"", b"last"]
-    );
+    let events: Vec<Vec<u8>> = (0..count(&s)).map(|n| read(s.join(format!("at/{n}")))).collect();
+    assert_eq!(events, [&b"a"[..], b"", b"\r", b"b\r", b" \0", b"", b"last"]);
     assert_eq!(read(s.join("from/0")), b"a\n\n\r\nb\r\n \0\n\nlast\n");
 }
 
@@ -182,11 +164,7 @@ fn zero_events_are_a_success_and_nothing() {
     let s = m.stream("s");
     for name in ["events", "lines", "new", "from/0", "at/0"] {
         for (how, commit) in COMMITS {
-            let file = OpenOptions::new()
-                .append(true)
-                .create(true)
-                .open(s.join(name))
-                .unwrap();
+            let file = OpenOptions::new().append(true).create(true).open(s.join(name)).unwrap();
             commit(file).unwrap_or_else(|e| panic!("{name} {how}: {e}"));
         }
         put_nothing(&s.join(name));
@@ -197,11 +175,7 @@ fn zero_events_are_a_success_and_nothing() {
 
 /// A write of zero bytes, then fsync, then close.
 fn put_nothing(path: &Path) {
-    let file = OpenOptions::new()
-        .append(true)
-        .create(true)
-        .open(path)
-        .unwrap();
+    let file = OpenOptions::new().append(true).create(true).open(path).unwrap();
     write_once(&file, b"");
     file.sync_all().unwrap();
     close(file).unwrap();
@@ -228,10 +202,7 @@ fn after_a_commit_of_k_events_the_same_file_guards_n_plus_k() {
     file.write_all(b"d\ne").unwrap();
     file.sync_data().unwrap();
     append(s.join("events"), "other\n");
-    assert_eq!(
-        errno_of(file.write_all(b"f\n").and_then(|()| file.sync_all())),
-        libc::EEXIST
-    );
+    assert_eq!(errno_of(file.write_all(b"f\n").and_then(|()| file.sync_all())), libc::EEXIST);
     drop(file);
     assert_eq!(batches(&s), ["a\nb\nc\n", "d\ne\n", "other\n"]);
 }
@@ -245,21 +216,15 @@ fn a_stopped_daemon_drops_what_was_not_committed() {
     file.sync_all().unwrap();
     file.write_all(b"dropped\n").unwrap();
     m.stop();
-    assert!(
-        close(file).is_err(),
-        "close must not acknowledge what a dead mount lost"
-    );
+    assert!(close(file).is_err(), "close must not acknowledge what a dead mount lost");
     m.restart();
     assert_eq!(batches(&s), ["kept\n"]);
 }
 
 // Lines as they come: `lines`, O_SYNC, O_DSYNC.
 
-const LINE_BY_LINE: [(&str, i32); 3] = [
-    ("lines", 0),
-    ("events", libc::O_SYNC),
-    ("events", libc::O_DSYNC),
-];
+const LINE_BY_LINE: [(&str, i32); 3] =
+    [("lines", 0), ("events", libc::O_SYNC), ("events", libc::O_DSYNC)];
 
 fn line_appender(stream: &Path, (name, flags): (&str, i32)) -> File {
     let mut options = OpenOptions::new();
@@ -273,13 +238,7 @@ fn each_write_commits_its_complete_lines() {
     for (n, how) in LINE_BY_LINE.into_iter().enumerate() {
         let s = m.stream(format!("s{n}"));
         let file = line_appender(&s, how);
-        for (write, events) in [
-            ("a\nb\nto", 2),
-            ("r", 2),
-            ("n\n", 3),
-            ("\n", 4),
-            ("last", 4),
-        ] {
+        for (write, events) in [("a\nb\nto", 2), ("r", 2), ("n\n", 3), ("\n", 4), ("last", 4)] {
             write_once(&file, write.as_bytes());
             assert_eq!(count(&s), events, "{how:?} {write:?}");
         }
@@ -290,9 +249,7 @@ fn each_write_commits_its_complete_lines() {
 
 /// Lines of a length which divides no power of two, numbered, above 5 MiB together.
 fn five_mib() -> Vec<u8> {
-    (0..=(5 << 20) / 101)
-        .flat_map(|n| format!("{n:0100}\n").into_bytes())
-        .collect()
+    (0..=(5 << 20) / 101).flat_map(|n| format!("{n:0100}\n").into_bytes()).collect()
 }
 
 #[test]
@@ -306,12 +263,7 @@ fn a_large_write_which_the_kernel_splits_is_still_one_batch() {
     close(file).unwrap();
     assert_eq!(count(&s), lines.len() as u64 / 101);
     assert!(read(s.join("events")) == lines);
-    let time = |n: u64| {
-        fs::metadata(s.join(format!("at/{n}")))
-            .unwrap()
-            .modified()
-            .unwrap()
-    };
+    let time = |n: u64| fs::metadata(s.join(format!("at/{n}"))).unwrap().modified().unwrap();
     assert_eq!(time(0), time(count(&s) - 1));
 }
 
@@ -325,19 +277,12 @@ fn a_large_write_tears_no_line_where_each_write_commits() {
         let s = m.stream(format!("s{n}"));
         let file = line_appender(&s, how);
         write_once(&file, &lines);
-        assert_eq!(
-            count(&s),
-            complete,
-            "{how:?}: the complete lines, before write returns"
-        );
+        assert_eq!(count(&s), complete, "{how:?}: the complete lines, before write returns");
         write_once(&file, b" no more\n");
         assert_eq!(count(&s), complete + 1, "{how:?}");
         close(file).unwrap();
         let whole = [&lines[..], b" no more\n"].concat();
-        assert!(
-            read(s.join("events")) == whole,
-            "{how:?}: what was written reads back"
-        );
+        assert!(read(s.join("events")) == whole, "{how:?}: what was written reads back");
     }
 }
 
@@ -419,12 +364,7 @@ fn a_child_which_never_wrote_cuts_neither_line_nor_batch() {
 #[test]
 fn a_child_which_wrote_last_commits_all_when_it_ends() {
     let m = Mnt::new();
-    let ends = [
-        "os._exit(0)",
-        "os._exit(3)",
-        "os.close(fd)",
-        "os.execvp('true', ['true'])",
-    ];
+    let ends = ["os._exit(0)", "os._exit(3)", "os.close(fd)", "os.execvp('true', ['true'])"];
     for (n, end) in ends.into_iter().enumerate() {
         let s = m.stream(format!("s{n}"));
         let script = format!(
@@ -442,11 +382,7 @@ fn a_child_which_wrote_last_commits_all_when_it_ends() {
             "
         );
         ok(&python(&s, &script));
-        assert_eq!(
-            batches(&s),
-            ["parent\nchild\ntorn\n", "parent again\n"],
-            "{end}"
-        );
+        assert_eq!(batches(&s), ["parent\nchild\ntorn\n", "parent again\n"], "{end}");
     }
 }
 
@@ -564,11 +500,7 @@ fn a_failed_write_drops_its_batch_and_fails_alike_until_a_commit_says_so_too() {
         for _ in 0..2 {
             assert_eq!(errno_of(file.write_all(b"fourth\n")), libc::EMSGSIZE);
         }
-        assert_eq!(
-            errno_of(commit(file.try_clone().unwrap())),
-            libc::EMSGSIZE,
-            "{name}"
-        );
+        assert_eq!(errno_of(commit(file.try_clone().unwrap())), libc::EMSGSIZE, "{name}");
         drop(file);
         assert_eq!(count(&s), 0, "{name}");
     }
@@ -631,16 +563,8 @@ fn complete_lines_which_were_committed_stay_when_a_later_one_fails() {
         let s = m.stream(format!("s{n}"));
         let mut file = line_appender(&s, how);
         file.write_all(b"kept\n").unwrap();
-        assert_eq!(
-            errno_of(file.write_all(&too_long())),
-            libc::EMSGSIZE,
-            "{how:?}"
-        );
-        assert_eq!(
-            errno_of(file.write_all(b"alike\n")),
-            libc::EMSGSIZE,
-            "{how:?}"
-        );
+        assert_eq!(errno_of(file.write_all(&too_long())), libc::EMSGSIZE, "{how:?}");
+        assert_eq!(errno_of(file.write_all(b"alike\n")), libc::EMSGSIZE, "{how:?}");
         assert_eq!(errno_of(file.sync_all()), libc::EMSGSIZE, "{how:?}");
         file.write_all(b"works again\n").unwrap();
         close(file).unwrap();
@@ -656,12 +580,7 @@ fn opening_for_writing_without_append_is_eperm() {
     let s = m.stream("s");
     append(s.join("events"), "kept\n");
     for name in ["events", "lines", "from/1", "from/next"] {
-        for flags in [
-            0,
-            libc::O_TRUNC,
-            libc::O_CREAT,
-            libc::O_CREAT | libc::O_TRUNC,
-        ] {
+        for flags in [0, libc::O_TRUNC, libc::O_CREAT, libc::O_CREAT | libc::O_TRUNC] {
             for reading_too in [false, true] {
                 let mut options = OpenOptions::new();
                 options.read(reading_too).write(true).custom_flags(flags);
@@ -680,21 +599,11 @@ fn truncate_is_eperm_by_open_by_path_and_by_descriptor() {
     append(s.join("events"), "kept\n");
     for name in ["events", "lines", "from/1"] {
         let mut options = OpenOptions::new();
-        let append = options
-            .write(true)
-            .custom_flags(libc::O_APPEND | libc::O_TRUNC);
-        assert_eq!(
-            errno_of(append.open(s.join(name))),
-            libc::EPERM,
-            "{name} open"
-        );
+        let append = options.write(true).custom_flags(libc::O_APPEND | libc::O_TRUNC);
+        assert_eq!(errno_of(append.open(s.join(name))), libc::EPERM, "{name} open");
         let file = appender(s.join(name)).unwrap();
         assert_eq!(errno_of(file.set_len(0)), libc::EPERM, "{name} ftruncate");
-        assert_eq!(
-            errno_of(file.set_len(1 << 20)),
-            libc::EPERM,
-            "{name} ftruncate"
-        );
+        assert_eq!(errno_of(file.set_len(1 << 20)), libc::EPERM, "{name} ftruncate");
         let truncate = format!("import os; os.truncate('{name}', 0)");
         assert!(
             text(&sh("python3 -I", &truncate, &s).stderr).contains("PermissionError"),
@@ -780,17 +689,9 @@ fn tools_that_write_a_file_write_one_event() {
     .into_iter()
     .enumerate()
     {
-        ok(&sh(
-            "sh",
-            &command.replace("SOURCE", source.to_str().unwrap()),
-            &s,
-        ));
+        ok(&sh("sh", &command.replace("SOURCE", source.to_str().unwrap()), &s));
         assert_eq!(count(&s), n as u64 + 1, "{command}");
-        assert_eq!(
-            read(s.join(format!("at/{n}"))),
-            b"two\nlines\n",
-            "{command}"
-        );
+        assert_eq!(read(s.join(format!("at/{n}"))), b"two\nlines\n", "{command}");
     }
 }
 
@@ -806,11 +707,7 @@ fn one_event_is_written_from_front_to_back() {
     for offset in [0, 2, 10] {
         let file = File::create(s.join("new")).unwrap();
         file.write_all_at(b"abc", 0).unwrap();
-        assert_eq!(
-            errno_of(file.write_all_at(b"x", offset)),
-            libc::EINVAL,
-            "at {offset}"
-        );
+        assert_eq!(errno_of(file.write_all_at(b"x", offset)), libc::EINVAL, "at {offset}");
         assert_eq!(errno_of(close(file)), libc::EINVAL, "at {offset}");
         assert_eq!(count(&s), 1, "nothing of it is stored");
     }
@@ -821,11 +718,7 @@ fn sync_flags_do_not_cut_the_one_event() {
     let m = Mnt::new();
     let s = m.stream("s");
     let mut options = OpenOptions::new();
-    let mut file = options
-        .write(true)
-        .custom_flags(libc::O_DSYNC)
-        .open(s.join("new"))
-        .unwrap();
+    let mut file = options.write(true).custom_flags(libc::O_DSYNC).open(s.join("new")).unwrap();
     file.write_all(b"one\n").unwrap();
     file.write_all(b"two\n").unwrap();
     assert_eq!(count(&s), 0);

@@ -41,36 +41,17 @@ struct Writer {
 
 impl Writer {
     fn start(python: bool, name: String, stream: &Path, batches: usize) -> Writer {
-        let (program, script) = if python {
-            ("python3", PYTHON)
-        } else {
-            ("sh", SHELL)
-        };
+        let (program, script) = if python { ("python3", PYTHON) } else { ("sh", SHELL) };
         let mut command = Command::new(program);
-        command
-            .args(["-c", script, "script"])
-            .arg(stream)
-            .arg(&name)
-            .arg(batches.to_string());
-        command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null());
-        Writer {
-            name,
-            process: command.spawn().unwrap(),
-        }
+        command.args(["-c", script, "script"]).arg(stream).arg(&name).arg(batches.to_string());
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+        Writer { name, process: command.spawn().unwrap() }
     }
 
     /// Waits for its end; how many of its batches were acknowledged.
     fn acknowledged(&mut self) -> usize {
         let mut said = String::new();
-        self.process
-            .stdout
-            .take()
-            .unwrap()
-            .read_to_string(&mut said)
-            .unwrap();
+        self.process.stdout.take().unwrap().read_to_string(&mut said).unwrap();
         said.lines().count()
     }
 }

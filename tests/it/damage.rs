@@ -20,14 +20,8 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 /// The sizes of the events of each batch. The one of 3,300 bytes lies across a page.
-const BATCHES: [&[usize]; 6] = [
-    &[7],
-    &[0, 1, 40, 300, 0, 16, 121],
-    &[23],
-    &[0, 0],
-    &[3300],
-    &[5, 60, 2],
-];
+const BATCHES: [&[usize]; 6] =
+    [&[7], &[0, 1, 40, 300, 0, 16, 121], &[23], &[0, 0], &[3300], &[5, 60, 2]];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Which {
@@ -65,9 +59,7 @@ struct Bench {
 impl Bench {
     fn new(seed: u64) -> Bench {
         // In memory where there is such a place: each case syncs several times.
-        let dir = TempDir::new_in("/dev/shm")
-            .or_else(|_| TempDir::new())
-            .unwrap();
+        let dir = TempDir::new_in("/dev/shm").or_else(|_| TempDir::new()).unwrap();
         let mut random = Random(seed);
         let store = Store::open(dir.path(), false).unwrap();
         for name in ["s", "other"] {
@@ -76,12 +68,8 @@ impl Bench {
         let other = store.stream("other").unwrap();
         other.append(["untouched"], None).unwrap();
         let s = store.stream("s").unwrap();
-        let mut bench = Bench {
-            dir,
-            events: Vec::new(),
-            states: Vec::new(),
-            random: Random(seed + 100),
-        };
+        let mut bench =
+            Bench { dir, events: Vec::new(), states: Vec::new(), random: Random(seed + 100) };
         bench.states.push(bench.bytes());
         for sizes in BATCHES {
             let batch: Vec<_> = sizes.iter().map(|len| random.event(*len)).collect();
@@ -111,25 +99,15 @@ impl Bench {
     fn end(&self, which: Which) -> usize {
         let count = self.events.len() as u64;
         let log: usize = self.events.iter().map(|event| event.bytes.len() + 17).sum();
-        if which == Log {
-            log
-        } else {
-            entry_at(count) as usize
-        }
+        if which == Log { log } else { entry_at(count) as usize }
     }
 
     /// Each offset up to the end and a little behind it, some of those in the zeros there, the last.
     fn places(&self, which: Which) -> impl Iterator<Item = usize> + use<> {
         let (log, index) = self.intact();
-        let file = if which == Log {
-            log
-        } else {
-            index.as_ref().unwrap()
-        };
+        let file = if which == Log { log } else { index.as_ref().unwrap() };
         let (end, len) = (self.end(which), file.len());
-        (0..end + 40)
-            .chain((end + 40..len).step_by(97))
-            .chain([len - 1])
+        (0..end + 40).chain((end + 40..len).step_by(97)).chain([len - 1])
     }
 
     /// Makes it so on disk. Both stay the files they were: the index knows its log.
@@ -183,11 +161,7 @@ impl Bench {
             Fault::Cut(_, len) => bytes.truncate(len),
             Fault::Replay(_, from, to, commits) => {
                 let (log, index) = &self.states[commits];
-                let old = if which == Log {
-                    log
-                } else {
-                    index.as_ref().unwrap()
-                };
+                let old = if which == Log { log } else { index.as_ref().unwrap() };
                 if to >= bytes.len() {
                     bytes.truncate(old.len().max(from));
                 }
@@ -219,11 +193,7 @@ impl Bench {
             let count = |index: &[u8]| index.first_chunk().map(|count| u64::from_le_bytes(*count));
             index.get(8..16) == ours.get(8..16) && count(index) > count(ours)
         });
-        Want {
-            events: self.events.clone(),
-            bad,
-            more,
-        }
+        Want { events: self.events.clone(), bad, more }
     }
 
     /// A batch for behind the end.
@@ -383,15 +353,8 @@ impl Want {
                 let end = at + bytes.len();
                 assert!(view.get(at..end) == Some(&bytes), "the view from {at} on");
                 let short = end < view.len().min(at + size);
-                assert!(
-                    !short || self.bad[holder(end)],
-                    "only {} at {at}",
-                    bytes.len()
-                );
-                assert!(
-                    !bytes.is_empty() || at == view.len() && !self.more,
-                    "an end at {at}"
-                );
+                assert!(!short || self.bad[holder(end)], "only {} at {at}", bytes.len());
+                assert!(!bytes.is_empty() || at == view.len() && !self.more, "an end at {at}");
                 end
             }
             Err(error) => {
@@ -408,11 +371,7 @@ impl Want {
         }
         part(at, 100, &mut cursor);
         for _ in 0..4 {
-            part(
-                random.below(view.len()),
-                1 + random.below(400),
-                &mut Cursor::default(),
-            );
+            part(random.below(view.len()), 1 + random.below(400), &mut Cursor::default());
         }
     }
 }
@@ -485,10 +444,7 @@ fn an_old_tail_or_page_replayed() {
             let block = |size| (0..end).step_by(size).map(move |at| (at, at + size));
             let blocks = [512, 4096].into_iter().flat_map(block);
             let blocks = blocks.map(|(from, to)| Fault::Replay(which, from, to, commits));
-            faults.extend(
-                tail.chain(blocks)
-                    .filter(|fault| seen.insert(bench.damaged(&[*fault]))),
-            );
+            faults.extend(tail.chain(blocks).filter(|fault| seen.insert(bench.damaged(&[*fault]))));
         }
     }
     each(&mut bench, &faults, 5);
@@ -535,11 +491,7 @@ impl Bench {
             4 => Fault::Cut(which, at),
             5 => Fault::Delete,
             kind => {
-                let to = if kind == 6 {
-                    usize::MAX
-                } else {
-                    at + self.random.below(end)
-                };
+                let to = if kind == 6 { usize::MAX } else { at + self.random.below(end) };
                 Fault::Replay(which, at, to, self.random.below(BATCHES.len()))
             }
         }
@@ -599,10 +551,8 @@ fn nothing_wrong(events: &[Event], new: usize, store: &Store, random: &mut Rando
     }
     let mut all = stream.read(0).unwrap().take(events.len() + 1).enumerate();
     all.by_ref().for_each(|(n, event)| right(n, event));
-    let view: Vec<u8> = events
-        .iter()
-        .flat_map(|event| [&event.bytes[..], b"\n"].concat())
-        .collect();
+    let view: Vec<u8> =
+        events.iter().flat_map(|event| [&event.bytes[..], b"\n"].concat()).collect();
     let mut cursor = Cursor::default();
     for _ in 0..12 {
         let at = random.below(view.len());
@@ -631,12 +581,7 @@ fn two_faults_at_once() {
 /// The bytes of one of the files of a stream `SN`, of five events of seven bytes, are changed; says
 /// which events that hits, and whether the index counts more now.
 fn damage_in_use(turn: usize, stream: &Path, random: &mut Random) -> (Vec<u64>, bool) {
-    let open = |name| {
-        File::options()
-            .read(true)
-            .write(true)
-            .open(stream.join(name))
-    };
+    let open = |name| File::options().read(true).write(true).open(stream.join(name));
     let (log, index) = (open("log").unwrap(), open("index").unwrap());
     let flip = |file: &File, at: usize, bit: usize| {
         let mut byte = [0];
@@ -692,11 +637,7 @@ fn a_daemon_that_meets_damage_says_so_and_serves_the_rest() {
             }
         };
         let first = bad.first().copied().unwrap_or(len);
-        assert_eq!(
-            text(&all),
-            (0..first).map(event).collect::<String>(),
-            "{name}"
-        );
+        assert_eq!(text(&all), (0..first).map(event).collect::<String>(), "{name}");
         match ended {
             Ok(()) => assert!(bad.is_empty() && !more, "{name}: an end"),
             Err(error) => assert_eq!(error.raw_os_error(), Some(libc::EIO), "{name}"),
@@ -784,19 +725,11 @@ fn another_streams_index_copied_over_a_live_one_is_not_believed() {
         append(s.join("events"), "2\n");
         let mut open = appender(s.join("events")).unwrap();
         open.write_all(b"3\n").unwrap();
-        ok(&sh(
-            "sh",
-            &format!("cp {other}/index s-{other}/index"),
-            m.store(),
-        ));
+        ok(&sh("sh", &format!("cp {other}/index s-{other}/index"), m.store()));
         assert_eq!(text(&read(s.join("events"))), "0\n1\n2\n", "{other}");
         assert_eq!(read(s.join("at/2")), b"2", "{other}");
         close(open).unwrap();
-        ok(&sh(
-            "sh",
-            &format!("cp {other}/index s-{other}/index"),
-            m.store(),
-        ));
+        ok(&sh("sh", &format!("cp {other}/index s-{other}/index"), m.store()));
         append(s.join("from/4"), "4\n");
         let all = ["0\n1\n", "2\n", "3\n", "4\n"];
         assert_eq!(batches(&s), all, "{other}");

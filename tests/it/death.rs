@@ -19,13 +19,7 @@ const DEADLY: [i32; 7] = [
 #[track_caller]
 fn dies(stream: &Path, signal: i32, script: &str) {
     let out = python(stream, script);
-    assert_eq!(
-        out.status.signal(),
-        Some(signal),
-        "{} {}",
-        out.status,
-        text(&out.stderr)
-    );
+    assert_eq!(out.status.signal(), Some(signal), "{} {}", out.status, text(&out.stderr));
 }
 
 #[test]
@@ -72,13 +66,10 @@ fn what_a_killed_writer_had_committed_stays() {
 #[test]
 fn of_lines_that_were_committed_one_by_one_a_killed_writer_leaves_the_complete_ones() {
     let m = Mnt::new();
-    for (n, open) in [
-        "appender('lines')",
-        "appender(flags=os.O_SYNC)",
-        "appender(flags=os.O_DSYNC)",
-    ]
-    .into_iter()
-    .enumerate()
+    for (n, open) in
+        ["appender('lines')", "appender(flags=os.O_SYNC)", "appender(flags=os.O_DSYNC)"]
+            .into_iter()
+            .enumerate()
     {
         let s = m.stream(format!("s{n}"));
         let script = format!(
@@ -174,10 +165,7 @@ fn many_threaded_writers(stream: &Path, ends: &str, code: i32, commits: u64) {
         "
     );
     ok(&python(stream, &script));
-    assert_eq!(
-        batches(stream),
-        vec!["one\ntorn\n"; 25 * commits as usize / 2]
-    );
+    assert_eq!(batches(stream), vec!["one\ntorn\n"; 25 * commits as usize / 2]);
 }
 
 #[test]
@@ -250,11 +238,7 @@ fn the_complete_lines_of_a_killed_writer_come_with_the_close_of_one_who_shared_i
             "
         );
         ok(&python(&s, &script));
-        assert_eq!(
-            batches(&s),
-            ["living\nkilled\nliving again\n"],
-            "signal {signal}"
-        );
+        assert_eq!(batches(&s), ["living\nkilled\nliving again\n"], "signal {signal}");
     }
 }
 
@@ -292,11 +276,7 @@ fn a_command_killed_in_a_script_takes_its_own_batch_only() {
 fn control_d_commits_what_was_typed_and_control_c_abandons_it() {
     let m = Mnt::new();
     for shell in ["'bash', '--norc', '--noediting', '-i'", "'dash', '-i'"] {
-        let s = m.stream(if shell.contains("bash") {
-            "bash"
-        } else {
-            "dash"
-        });
+        let s = m.stream(if shell.contains("bash") { "bash" } else { "dash" });
         let script = format!(
             r"
             import pty

@@ -44,11 +44,7 @@ impl Disk for Watched {
     type File = Named;
 
     fn open(&self, path: &Path, create: bool) -> io::Result<Named> {
-        let name = if path.ends_with("log") {
-            "log"
-        } else {
-            "index"
-        };
+        let name = if path.ends_with("log") { "log" } else { "index" };
         Ok(Named(self.real.open(path, create)?, name))
     }
     fn scratch(&self) -> io::Result<Named> {
@@ -128,10 +124,7 @@ impl Disk for Watched {
 
 fn watched(dir: &TempDir) -> (Arc<Store<Watched>>, Arc<Seen>) {
     let (path, seen) = (dir.path().to_path_buf(), Arc::new(Seen::default()));
-    let disk = Watched {
-        real: Real::new(path.clone(), path),
-        seen: seen.clone(),
-    };
+    let disk = Watched { real: Real::new(path.clone(), path), seen: seen.clone() };
     (Arc::new(Store::on(disk, false, Box::new(|_| {}))), seen)
 }
 
@@ -150,15 +143,7 @@ fn a_commit_is_one_sync_and_the_count_comes_last() {
     s.append(["first"], None).unwrap();
     assert_eq!(
         seen.take(),
-        [
-            "sync all",
-            "sync names",
-            "sync names",
-            "log",
-            "sync",
-            "index",
-            "index"
-        ],
+        ["sync all", "sync names", "sync names", "log", "sync", "index", "index"],
         "before the first event the index and all names are durable"
     );
     for _ in 0..3 {

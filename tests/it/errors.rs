@@ -22,18 +22,9 @@ fn eperm_writing_without_append() {
     for name in ["events", "lines", "from/1"] {
         let path = s.join(name);
         fails(libc::EPERM, OpenOptions::new().write(true).open(&path));
-        fails(
-            libc::EPERM,
-            OpenOptions::new().read(true).write(true).open(&path),
-        );
+        fails(libc::EPERM, OpenOptions::new().read(true).write(true).open(&path));
         fails(libc::EPERM, File::create(&path));
-        fails(
-            libc::EPERM,
-            OpenOptions::new()
-                .append(true)
-                .open(&path)
-                .and_then(|f| f.set_len(0)),
-        );
+        fails(libc::EPERM, OpenOptions::new().append(true).open(&path).and_then(|f| f.set_len(0)));
         for shell in ["bash", "dash"] {
             let out = sh(shell, &format!("echo x > s/{name}"), m.path());
             assert!(!out.status.success(), "{shell} {name}");
@@ -44,11 +35,7 @@ fn eperm_writing_without_append() {
             );
         }
     }
-    assert!(
-        !sh("sh", "truncate -s 0 s/events", m.path())
-            .status
-            .success()
-    );
+    assert!(!sh("sh", "truncate -s 0 s/events", m.path()).status.success());
     assert_eq!(read(s.join("events")), b"a\n");
 }
 
@@ -57,16 +44,7 @@ fn eperm_changing_what_a_stream_consists_of() {
     let m = Mnt::new();
     let s = m.stream("s");
     append(s.join("events"), "a\n");
-    for name in [
-        "events",
-        "lines",
-        "new",
-        "count",
-        "from/0",
-        "at/0",
-        "from/newest",
-        "at/next",
-    ] {
+    for name in ["events", "lines", "new", "count", "from/0", "at/0", "from/newest", "at/next"] {
         fails(libc::EPERM, fs::remove_file(s.join(name)));
     }
     for dir in ["", "from", "at"] {
@@ -147,11 +125,7 @@ fn emsgsize_an_event_above_16_mib() {
     fails(libc::EMSGSIZE, try_append(s.join("events"), &over));
     fails(libc::EMSGSIZE, try_append(s.join("lines"), &over[6..]));
     assert_eq!(
-        ok(&sh(
-            "sh",
-            "! tr '\\0' x </dev/zero | head -c 16777217 | cat >> s/events",
-            m.path()
-        )),
+        ok(&sh("sh", "! tr '\\0' x </dev/zero | head -c 16777217 | cat >> s/events", m.path())),
         ""
     );
     assert_eq!(count(&s), 0, "nothing of a failed batch");
@@ -178,11 +152,7 @@ fn payload(n: u64) -> u64 {
 }
 
 fn log_of(m: &Mnt) -> File {
-    OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open(m.store().join("orders/log"))
-        .unwrap()
+    OpenOptions::new().read(true).write(true).open(m.store().join("orders/log")).unwrap()
 }
 
 fn flip(m: &Mnt, offset: u64) {
@@ -202,14 +172,9 @@ fn damaged(m: &Mnt, bad: &[u64]) {
             fails(libc::EIO, fs::read(s.join(format!("from/{n}"))));
             let names = |l: &str| {
                 l.contains("orders")
-                    && l.split(|c: char| !c.is_alphanumeric())
-                        .any(|w| w == n.to_string())
+                    && l.split(|c: char| !c.is_alphanumeric()).any(|w| w == n.to_string())
             };
-            assert!(
-                m.log().lines().any(names),
-                "no line names orders and {n}: {}",
-                m.log()
-            );
+            assert!(m.log().lines().any(names), "no line names orders and {n}: {}", m.log());
         } else {
             assert_eq!(event.unwrap(), format!("event {n}").as_bytes());
         }
@@ -268,11 +233,9 @@ fn eio_no_appends_after_the_disk_lost_the_newest() {
 #[test]
 fn eio_a_log_shorter_than_the_count_says() {
     // In the middle of a frame, between two, in the middle of a batch.
-    for (length, bad) in [
-        (payload(2) + 3, &[2, 3, 4][..]),
-        (payload(2) - 16, &[2, 3, 4]),
-        (payload(4) - 16, &[4]),
-    ] {
+    for (length, bad) in
+        [(payload(2) + 3, &[2, 3, 4][..]), (payload(2) - 16, &[2, 3, 4]), (payload(4) - 16, &[4])]
+    {
         let m = orders();
         log_of(&m).set_len(length).unwrap();
         for _ in 0..2 {
@@ -301,19 +264,12 @@ fn an_index_can_be_deleted_or_be_anothers() {
     let m = orders();
     m.restart();
     let s = m.path().join("orders");
-    let times = || {
-        (0..5)
-            .map(|n| mtime(s.join(format!("at/{n}"))))
-            .collect::<Vec<_>>()
-    };
+    let times = || (0..5).map(|n| mtime(s.join(format!("at/{n}")))).collect::<Vec<_>>();
     let before = times();
     m.stop();
     fs::remove_file(m.store().join("orders/index")).unwrap();
     m.restart();
-    assert_eq!(
-        (text(&read(s.join("events"))).as_str(), count(&s), times()),
-        (all, 5, before)
-    );
+    assert_eq!((text(&read(s.join("events"))).as_str(), count(&s), times()), (all, 5, before));
     append(s.join("events"), "event 5\n");
     assert_eq!(read(s.join("at/5")), b"event 5");
 
@@ -322,10 +278,7 @@ fn an_index_can_be_deleted_or_be_anothers() {
     for store in ["cp", "tar"] {
         fs::create_dir(copies.path().join(store)).unwrap();
     }
-    let script = format!(
-        "cp -a {0}/. cp; tar c -C {0} . | tar x -C tar",
-        m.store().display()
-    );
+    let script = format!("cp -a {0}/. cp; tar c -C {0} . | tar x -C tar", m.store().display());
     ok(&sh("sh", &script, copies.path()));
     append(s.join("events"), "event 6\n");
     ok(&sh(
@@ -351,17 +304,13 @@ fn a_torn_end_is_cut_and_never_shown() {
     let log = log_of(&m);
     let end = payload(5) - 16;
     // A frame that was written in part, behind the end.
-    log.write_all_at(&[5, 0, 0, 0x40, 1, 2, 3, 4, 5], end)
-        .unwrap();
+    log.write_all_at(&[5, 0, 0, 0x40, 1, 2, 3, 4, 5], end).unwrap();
     m.restart();
     let s = m.path().join("orders");
     assert_eq!(count(&s), 5);
     append(s.join("events"), "event 5\n");
     m.restart();
-    assert_eq!(
-        (count(&s), read(s.join("from/4"))),
-        (6, b"event 4\nevent 5\n".to_vec())
-    );
+    assert_eq!((count(&s), read(s.join("from/4"))), (6, b"event 4\nevent 5\n".to_vec()));
 }
 
 #[test]
@@ -378,10 +327,7 @@ fn erofs_any_change_on_a_read_only_mount() {
     fails(libc::EROFS, File::create(s.join("new")));
     fails(libc::EROFS, fs::rename(&s, m.path().join("t")));
     fails(libc::EROFS, fs::remove_dir(&s));
-    fails(
-        libc::EROFS,
-        fs::set_permissions(&s, Permissions::from_mode(0o700)),
-    );
+    fails(libc::EROFS, fs::set_permissions(&s, Permissions::from_mode(0o700)));
     fails(libc::EROFS, chown(&s, Some(1), Some(1)));
     assert_eq!(read(s.join("from/3")), b"event 3\nevent 4\n");
     assert!(snapshot(m.store()) == before);
@@ -397,10 +343,7 @@ fn snapshot(dir: &Path) -> BTreeMap<PathBuf, (Vec<u8>, u64, i64, i64)> {
         if meta.is_dir() {
             found.extend(snapshot(&path));
         }
-        found.insert(
-            path,
-            (bytes, meta.blocks(), meta.ctime(), meta.ctime_nsec()),
-        );
+        found.insert(path, (bytes, meta.blocks(), meta.ctime(), meta.ctime_nsec()));
     }
     found
 }
@@ -414,10 +357,7 @@ fn a_read_only_mount_without_an_index_reads_all_and_writes_nothing() {
     let ro = Mnt::on(m.store(), &["-o", "ro"]);
     let s = ro.path().join("orders");
     assert_eq!(count(&s), 5);
-    assert_eq!(
-        read(s.join("events")),
-        b"event 0\nevent 1\nevent 2\nevent 3\nevent 4\n"
-    );
+    assert_eq!(read(s.join("events")), b"event 0\nevent 1\nevent 2\nevent 3\nevent 4\n");
     assert_eq!(
         (read(s.join("at/3")), read(s.join("from/4"))),
         (b"event 3".to_vec(), b"event 4\n".to_vec())

@@ -80,22 +80,13 @@ impl Follower {
     }
 
     pub fn signal(&self, signal: i32) {
-        assert_eq!(
-            unsafe { libc::kill(self.child.id().cast_signed(), signal) },
-            0
-        );
+        assert_eq!(unsafe { libc::kill(self.child.id().cast_signed(), signal) }, 0);
     }
 
     /// The letter of /proc/PID/status.
     pub fn state(&self) -> char {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
-        status
-            .split("State:\t")
-            .nth(1)
-            .unwrap()
-            .chars()
-            .next()
-            .unwrap()
+        status.split("State:\t").nth(1).unwrap().chars().next().unwrap()
     }
 
     #[track_caller]
@@ -210,11 +201,7 @@ fn small_reads_and_reads_at_a_place_wait_at_the_end_only() {
         (&file).read_exact(&mut byte).unwrap();
         assert_eq!(byte[0], *expected);
     }
-    assert_eq!(
-        (&file).read(&mut []).unwrap(),
-        0,
-        "nothing asked, nothing waited for"
-    );
+    assert_eq!((&file).read(&mut []).unwrap(), 0, "nothing asked, nothing waited for");
     assert_eq!(file.read_at(&mut byte, 2).unwrap(), 1);
     assert_eq!(byte[0], b'2');
     let events = s.join("events");
@@ -276,10 +263,7 @@ fn a_follower_says_no_size_and_takes_no_writes() {
     let mut options = OpenOptions::new();
     assert_eq!(errno_of(options.write(true).open(&path)), libc::EPERM);
     assert_eq!(errno_of(options.read(true).open(&path)), libc::EPERM);
-    assert_eq!(
-        errno_of(options.create(true).open(s.join("follow/3"))),
-        libc::EPERM
-    );
+    assert_eq!(errno_of(options.create(true).open(s.join("follow/3"))), libc::EPERM);
     assert_eq!(errno_of(File::open(s.join("follow/4"))), libc::ENOENT);
     assert_eq!(names(&s.join("follow")), ["beginning", "newest", "next"]);
 }
@@ -340,13 +324,7 @@ fn signals_end_a_waiting_reader() {
     let m = Mnt::new();
     let s = three(&m);
     for program in WAITING {
-        for signal in [
-            libc::SIGINT,
-            libc::SIGTERM,
-            libc::SIGKILL,
-            libc::SIGQUIT,
-            libc::SIGHUP,
-        ] {
+        for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGKILL, libc::SIGQUIT, libc::SIGHUP] {
             let mut reader = Follower::sh(&s, program);
             reader.is_quiet(A_WHILE);
             let start = Instant::now();
@@ -563,10 +541,7 @@ fn a_lazy_unmount_ends_the_waits() {
     let m = Mnt::new();
     three(&m);
     ends_when(&m, unmount);
-    assert!(
-        m.wait(Duration::from_secs(5)).is_some(),
-        "the daemon is there still"
-    );
+    assert!(m.wait(Duration::from_secs(5)).is_some(), "the daemon is there still");
 }
 
 #[test]
@@ -580,11 +555,7 @@ fn a_forced_unmount_and_a_killed_daemon_end_the_waits() {
         } else {
             m.kill(libc::SIGKILL);
         }
-        assert_eq!(
-            cat.ends().code(),
-            Some(1),
-            "an error, which no event is lost by"
-        );
+        assert_eq!(cat.ends().code(), Some(1), "an error, which no event is lost by");
     }
 }
 
@@ -624,10 +595,7 @@ fn a_thousand_wait_and_all_get_the_event() {
         assert_eq!(count(&o), n + 1);
         assert_eq!(read(s.join("events")), b"0\n1\n2\n");
     }
-    eprintln!(
-        "20 commits and reads beside 1,000 who wait: {:?}",
-        start.elapsed()
-    );
+    eprintln!("20 commits and reads beside 1,000 who wait: {:?}", start.elapsed());
     assert!(start.elapsed() < Duration::from_secs(5));
     // At no cost while nothing happens.
     let before = cpu(m.pid());
@@ -860,11 +828,7 @@ fn waits(tool: &str, command: &[&str]) -> Follower {
 
 #[test]
 fn bash_read_waits() {
-    waits(
-        "bash",
-        &["bash", "-c", "read -r line < follow/0 && echo \"$line\""],
-    )
-    .ends_well();
+    waits("bash", &["bash", "-c", "read -r line < follow/0 && echo \"$line\""]).ends_well();
     let bash = "while read -r line; do echo \"$line\"; done < follow/0";
     waits("bash", &["bash", "-c", bash]);
 }
@@ -934,18 +898,12 @@ fn perl_waits() {
 #[test]
 fn awk_waits() {
     waits("gawk", &["gawk", "{ print; fflush() }", "follow/0"]);
-    waits(
-        "busybox",
-        &["busybox", "awk", "{ print; fflush() }", "follow/0"],
-    );
+    waits("busybox", &["busybox", "awk", "{ print; fflush() }", "follow/0"]);
 }
 
 #[test]
 fn mawk_waits() {
-    waits(
-        "mawk",
-        &["mawk", "-W", "interactive", "{ print }", "follow/0"],
-    );
+    waits("mawk", &["mawk", "-W", "interactive", "{ print }", "follow/0"]);
 }
 
 #[test]
@@ -964,15 +922,8 @@ fn head_and_others_wait() {
     waits("head", &["head", "-n1", "follow/0"]).ends_well();
     waits("busybox", &["busybox", "head", "-n1", "follow/0"]).ends_well();
     waits("sed", &["sed", "-u", "", "follow/0"]);
-    waits(
-        "dd",
-        &["dd", "if=follow/0", "bs=4096", "count=1", "status=none"],
-    )
-    .ends_well();
-    waits(
-        "bash",
-        &["bash", "-c", "cat follow/0 | tee /dev/null | cat"],
-    );
+    waits("dd", &["dd", "if=follow/0", "bs=4096", "count=1", "status=none"]).ends_well();
+    waits("bash", &["bash", "-c", "cat follow/0 | tee /dev/null | cat"]);
 }
 
 /// It asks the kernel to copy, which looks at the size and takes it for the end: sendfile(2) must fail
@@ -980,10 +931,7 @@ fn head_and_others_wait() {
 #[test]
 fn who_has_the_kernel_copy_waits() {
     waits("busybox", &["busybox", "cat", "follow/0"]);
-    waits(
-        "bash",
-        &["bash", "-c", "busybox cat follow/0 | busybox cat"],
-    );
+    waits("bash", &["bash", "-c", "busybox cat follow/0 | busybox cat"]);
     let m = Mnt::new();
     let s = three(&m);
     let copy = m.store().parent().unwrap().join("copy");
@@ -1014,11 +962,8 @@ fn a_follower_started_half_way_gets_all() {
     let events = s.join("events");
     let mut source = Vec::new();
     for n in 0..EVENTS {
-        io::Write::write_all(
-            &mut source,
-            format!("event {n} {}\n", "x".repeat(n % 50)).as_bytes(),
-        )
-        .unwrap();
+        io::Write::write_all(&mut source, format!("event {n} {}\n", "x".repeat(n % 50)).as_bytes())
+            .unwrap();
     }
     let start = Instant::now();
     let pieces: Vec<&[u8]> = source.chunks(source.len() / 200 + 1).collect();
@@ -1045,10 +990,7 @@ fn a_follower_started_half_way_gets_all() {
     rest.extend(&pieces[101..]);
     assert_eq!(write(&rest), b"");
     let got = follower.join().unwrap();
-    eprintln!(
-        "{EVENTS} events written and followed: {:?}",
-        start.elapsed()
-    );
+    eprintln!("{EVENTS} events written and followed: {:?}", start.elapsed());
     assert!(got == source, "what was followed is not what was written");
     assert_eq!(count(&s), EVENTS as u64);
 }
@@ -1065,10 +1007,7 @@ fn followers_miss_and_repeat_nothing() {
         .into();
     sleep(A_WHILE);
     for n in 0..600 {
-        append(
-            (if n % 7 == 0 { &there } else { &s }).join("events"),
-            format!("{n}\n"),
-        );
+        append((if n % 7 == 0 { &there } else { &s }).join("events"), format!("{n}\n"));
     }
     for cat in &cats {
         for n in 0..600 {
@@ -1153,10 +1092,7 @@ fn gnu_tail_reads_a_follower() {
 fn tail_f_by_name_of_a_named_horizon_repeats_events() {
     let m = Mnt::new();
     let s = three(&m);
-    let tail = Follower::start(
-        &s,
-        &["stdbuf", "-oL", "busybox", "tail", "-F", "from/newest"],
-    );
+    let tail = Follower::start(&s, &["stdbuf", "-oL", "busybox", "tail", "-F", "from/newest"]);
     tail.prints(&["2"]);
     append(s.join("events"), "3\n");
     tail.prints(&["3", "3"]);

@@ -83,11 +83,7 @@ fn a_taken_index_is_eexist_at_fsync_and_stays_taken() {
 fn an_index_is_not_taken_before_its_winner_committed() {
     contest(|s, one| {
         // With O_EXCL where the name is a new one.
-        let open = if one.starts_with(s.join("at")) {
-            File::create_new
-        } else {
-            ask
-        };
+        let open = if one.starts_with(s.join("at")) { File::create_new } else { ask };
         let mut loser = open(one).unwrap();
         loser.write_all(b"first to write").unwrap();
         assert!(!s.join("at/1").exists());
@@ -118,11 +114,7 @@ fn an_index_beyond_the_end_is_enoent() {
     for n in [2, 3, 1_000_000_000] {
         for name in [format!("from/{n}"), format!("at/{n}")] {
             assert_eq!(errno_of(appender(s.join(&name))), libc::ENOENT, "{name}");
-            assert_eq!(
-                errno_of(ask(&s.join(&name))),
-                libc::ENOENT,
-                "{name} O_CREAT"
-            );
+            assert_eq!(errno_of(ask(&s.join(&name))), libc::ENOENT, "{name} O_CREAT");
         }
     }
     // Asked for too early above, in its turn now.
@@ -158,10 +150,7 @@ fn a_loser_looks_again_and_retries() {
 fn a_batch_above_the_limit_takes_no_index() {
     contest(|_, one| {
         let mut huge = ask(one).unwrap();
-        assert_eq!(
-            errno_of(huge.write_all(&vec![b'x'; (16 << 20) + 1])),
-            libc::EMSGSIZE
-        );
+        assert_eq!(errno_of(huge.write_all(&vec![b'x'; (16 << 20) + 1])), libc::EMSGSIZE);
         assert_eq!(errno_of(close(huge)), libc::EMSGSIZE);
         append(one.parent().unwrap().with_file_name("from/1"), "winner\n");
     });
@@ -224,11 +213,7 @@ fn race(streams: &[&Path], path: &str, flags: &str, lines_each: u64) {
         assert [wait(racer) for racer in racers] == [0] * 8
         "
     );
-    one_winner_each(
-        streams[0],
-        &ok(&python(Path::new("/"), &script)),
-        lines_each,
-    );
+    one_winner_each(streams[0], &ok(&python(Path::new("/"), &script)), lines_each);
 }
 
 #[test]
@@ -245,18 +230,12 @@ fn racing_events_through_at() {
 
 #[test]
 fn racing_through_two_mounts_of_one_store() {
-    for (path, flags, lines_each) in [
-        ("from/%d", "os.O_APPEND", 3),
-        ("at/%d", "os.O_CREAT | os.O_EXCL", 1),
-    ] {
+    for (path, flags, lines_each) in
+        [("from/%d", "os.O_APPEND", 3), ("at/%d", "os.O_CREAT | os.O_EXCL", 1)]
+    {
         let one = Mnt::new();
         let two = Mnt::on(one.store(), &[]);
-        race(
-            &[&one.stream("s"), &two.path().join("s")],
-            path,
-            flags,
-            lines_each,
-        );
+        race(&[&one.stream("s"), &two.path().join("s")], path, flags, lines_each);
     }
 }
 
@@ -281,10 +260,7 @@ fn racing_dd_processes_of_shell_scripts() {
     };
     let said: Vec<String> = thread::scope(|scope| {
         let racers: Vec<_> = (0..4).map(|me| scope.spawn(move || racer(me))).collect();
-        racers
-            .into_iter()
-            .map(|racer| racer.join().unwrap())
-            .collect()
+        racers.into_iter().map(|racer| racer.join().unwrap()).collect()
     });
     one_winner_each(&s, &said.concat(), 1);
 }

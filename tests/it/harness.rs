@@ -71,15 +71,7 @@ impl Mnt {
         let child = Mutex::new(spawn(&store, &point, &args, &env, &log));
         // From here on Drop cleans up, also when the wait below panics.
         let base = Some(base);
-        let mnt = Mnt {
-            base,
-            store,
-            point,
-            log,
-            args,
-            env,
-            child,
-        };
+        let mnt = Mnt { base, store, point, log, args, env, child };
         mnt.wait_until_it_serves();
         mnt
     }
@@ -176,9 +168,7 @@ impl Mnt {
 
     /// How many files the daemon holds open.
     pub fn open_files(&self) -> usize {
-        fs::read_dir(format!("/proc/{}/fd", self.pid()))
-            .unwrap()
-            .count()
+        fs::read_dir(format!("/proc/{}/fd", self.pid())).unwrap().count()
     }
 }
 
@@ -206,11 +196,7 @@ fn spawn(
     env: &[(&'static str, PathBuf)],
     log: &Path,
 ) -> Child {
-    let log = OpenOptions::new()
-        .create(true)
-        .append(true)
-        .open(log)
-        .unwrap();
+    let log = OpenOptions::new().create(true).append(true).open(log).unwrap();
     let mut command = smolstore([store.as_os_str(), point.as_os_str(), "-f".as_ref()]);
     command.args(args).stdout(Stdio::null()).stderr(log);
     command.envs(env.iter().map(|(name, value)| (name, value)));
@@ -312,10 +298,7 @@ impl SmallDisk {
         let root = base.path().canonicalize().unwrap();
         let image = image(mkfs, mib, &root);
         fs::create_dir(root.join("disk")).unwrap();
-        SmallDisk {
-            disk: Looped::new(&image, &root.join("disk")),
-            _base: base,
-        }
+        SmallDisk { disk: Looped::new(&image, &root.join("disk")), _base: base }
     }
 
     pub fn path(&self) -> PathBuf {
@@ -373,11 +356,7 @@ pub fn sh(shell: &str, script: &str, cwd: &Path) -> Output {
 #[track_caller]
 pub fn ok(out: &Output) -> String {
     let (stdout, stderr) = (text(&out.stdout), text(&out.stderr));
-    assert!(
-        out.status.success(),
-        "{}\nstdout: {stdout}\nstderr: {stderr}",
-        out.status
-    );
+    assert!(out.status.success(), "{}\nstdout: {stdout}\nstderr: {stderr}", out.status);
     stdout
 }
 
@@ -445,9 +424,7 @@ pub fn names(dir: &Path) -> Vec<OsString> {
 #[track_caller]
 pub fn errno_of<T>(result: io::Result<T>) -> i32 {
     let error = result.err().expect("it must fail");
-    error
-        .raw_os_error()
-        .unwrap_or_else(|| panic!("no errno: {error}"))
+    error.raw_os_error().unwrap_or_else(|| panic!("no errno: {error}"))
 }
 
 /// Is this program there? A test for one that is not says so and passes.

@@ -8,9 +8,8 @@ use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::time::Duration;
 
-const MODES: [u32; 11] = [
-    0o700, 0o750, 0o755, 0o770, 0o777, 0o711, 0o733, 0o070, 0o007, 0o444, 0o000,
-];
+const MODES: [u32; 11] =
+    [0o700, 0o750, 0o755, 0o770, 0o777, 0o711, 0o733, 0o070, 0o007, 0o444, 0o000];
 
 /// Everything that may be read, and everything that may be appended to.
 const READ: &str = "events lines new count from/0 from/beginning from/newest from/@0 at/0 at/newest \
@@ -81,10 +80,7 @@ fn rights(stream: &str, bits: u32, owner: bool) -> String {
 /// What [`TRY`] prints.
 fn may(user: &str, streams: &[String], dir: &Path) -> String {
     let names = format!("READ='{READ}' APPEND='{APPEND}'");
-    let script = format!(
-        "{names} {user} exec python3 -c '{TRY}' {}",
-        streams.join(" ")
-    );
+    let script = format!("{names} {user} exec python3 -c '{TRY}' {}", streams.join(" "));
     ok(&sh("sh", &script, dir))
 }
 
@@ -131,15 +127,9 @@ fn a_mount_without_allow_other_is_closed_to_others() {
     for dir in [&s, m.store()] {
         fs::set_permissions(dir, Permissions::from_mode(0o777)).unwrap();
     }
-    assert_eq!(
-        may("USER='1000 1000'", &[s.display().to_string()], m.store()),
-        ""
-    );
-    let out = sh(
-        "sh",
-        "setpriv --reuid 1000 --clear-groups mkdir mnt/x",
-        m.path().parent().unwrap(),
-    );
+    assert_eq!(may("USER='1000 1000'", &[s.display().to_string()], m.store()), "");
+    let out =
+        sh("sh", "setpriv --reuid 1000 --clear-groups mkdir mnt/x", m.path().parent().unwrap());
     assert!(text(&out.stderr).contains("ermission denied"), "{out:?}");
     assert_eq!(count(&s), 1);
 }
@@ -290,13 +280,8 @@ fn recipe(words: &str) -> String {
     let readme = include_str!("../../README.md");
     let (_, section) = readme.split_once("### Backup\n").unwrap();
     let section = section.split("\n## ").next().unwrap();
-    let mut blocks = section
-        .split("\n\n")
-        .filter(|block| block.starts_with("    "));
-    blocks
-        .find(|block| block.contains(words))
-        .expect(words)
-        .into()
+    let mut blocks = section.split("\n\n").filter(|block| block.starts_with("    "));
+    blocks.find(|block| block.contains(words)).expect(words).into()
 }
 
 /// Appends to three streams without a pause, copies the store three times while that goes on, and
@@ -390,11 +375,7 @@ fn a_live_store_is_copied_by_snapshot_and_by_reference() {
     ok(&sh("bash", "btrfs -q subvolume create store", &disk.path()));
     let fresh = "test ! -e copy || btrfs -q subvolume delete copy";
     copied_under_load(&disk.path(), fresh, "snapshot");
-    ok(&sh(
-        "bash",
-        &format!("{fresh}; rm -r store; mkdir store"),
-        &disk.path(),
-    ));
+    ok(&sh("bash", &format!("{fresh}; rm -r store; mkdir store"), &disk.path()));
     copied_under_load(&disk.path(), "mkdir -p copy", "reflink");
 }
 

@@ -29,11 +29,7 @@ struct Bystander<'a> {
 impl<'a> Bystander<'a> {
     fn new(m: &'a Mnt) -> Bystander<'a> {
         let stream = m.stream("bystander");
-        Bystander {
-            m,
-            stream,
-            appended: 0,
-        }
+        Bystander { m, stream, appended: 0 }
     }
 
     /// Can append and read, and the daemon has not taken too much for that.
@@ -236,19 +232,13 @@ fn system_calls_of_every_kind_are_answered_and_change_nothing() {
     ] {
         let path = m.path().join(file);
         let all = || {
-            REFUSED
-                .iter()
-                .map(|call| (call, true))
-                .chain(HARMLESS.iter().map(|call| (call, false)))
+            REFUSED.iter().map(|call| (call, true)).chain(HARMLESS.iter().map(|call| (call, false)))
         };
         for ((name, call), refused) in all() {
             let path = path.clone();
             let result = within(20, move || {
                 // A follower does not wait.
-                let file = OpenOptions::new()
-                    .read(true)
-                    .custom_flags(libc::O_NONBLOCK)
-                    .open(&path);
+                let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(&path);
                 let name = CString::new(path.as_os_str().as_bytes()).unwrap();
                 said(call(file.unwrap().as_raw_fd(), &name))
             });
@@ -278,10 +268,7 @@ fn pwrite_at(fd: RawFd, bytes: &[u8], at: i64) -> i64 {
 }
 
 fn part(bytes: &[u8]) -> libc::iovec {
-    libc::iovec {
-        iov_base: bytes.as_ptr().cast_mut().cast(),
-        iov_len: bytes.len(),
-    }
+    libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() }
 }
 
 fn writev(fd: RawFd, parts: &[libc::iovec], flags: i32) -> i64 {
@@ -370,9 +357,7 @@ fn what_a_strange_write_says_it_wrote_is_there_and_nothing_else() {
             let mut options = OpenOptions::new();
             let options = options.append(!one).write(true).create(one);
             let path = s.join(file.replace("next", "0"));
-            let open = options
-                .open(&path)
-                .unwrap_or_else(|e| panic!("{path:?}: {e}"));
+            let open = options.open(&path).unwrap_or_else(|e| panic!("{path:?}: {e}"));
             let given = bytes.clone();
             let (wrote, closed) = within(20, move || {
                 let wrote = said(write(open.as_raw_fd(), &given));
@@ -392,11 +377,7 @@ fn what_a_strange_write_says_it_wrote_is_there_and_nothing_else() {
             assert!(!(one && hole) || len == 0, "{what}: one event has no holes");
             taken += usize::from(len > 0);
         }
-        assert!(
-            (8..20).contains(&taken),
-            "{file}: {taken} of {}",
-            WRITES.len()
-        );
+        assert!((8..20).contains(&taken), "{file}: {taken} of {}", WRITES.len());
         bystander.is_served();
     }
     assert_eq!(m.log(), "");
@@ -414,16 +395,10 @@ fn any_bytes_are_a_name_or_are_refused() {
         let len = [1, 2, 9, 100, 254, 255, 256, 1023, 5000][random.below(9)];
         let few = b".@0189-\n\\\"' *ae\xff\xc3\xa9\xd9\xa3";
         let byte = |b: usize| {
-            if turn % 2 == 0 {
-                few[b % few.len()]
-            } else {
-                1 + (b % 255) as u8
-            }
+            if turn % 2 == 0 { few[b % few.len()] } else { 1 + (b % 255) as u8 }
         };
         let mut name: Vec<u8> = (0..len).map(|_| byte(random.below(1 << 16))).collect();
-        name.iter_mut()
-            .filter(|b| **b == b'/')
-            .for_each(|b| *b = b'|');
+        name.iter_mut().filter(|b| **b == b'/').for_each(|b| *b = b'|');
         let path = m.path().join(OsStr::from_bytes(&name));
         match fs::create_dir(&path) {
             Ok(()) => {
@@ -448,18 +423,13 @@ fn any_bytes_are_a_name_or_are_refused() {
         let events = read(m.path().join(OsStr::from_bytes(name)).join("events"));
         assert!(events == [name, &b"\n"[..]].concat(), "{name:?}");
     }
-    let listed = names(m.path())
-        .into_iter()
-        .map(|name| name.as_bytes().to_vec());
+    let listed = names(m.path()).into_iter().map(|name| name.as_bytes().to_vec());
     let listed: BTreeSet<_> = listed.filter(|name| name != b"bystander").collect();
     assert!(listed == there, "what is listed is what was made");
     for ((from, to), _) in there.iter().zip(there.iter().skip(1)).zip(0..50) {
         let [from, to] = [from, to].map(|name| m.path().join(OsStr::from_bytes(name)));
         assert_eq!(errno_of(fs::rename(&from, &to)), libc::ENOTEMPTY);
-        assert_eq!(
-            errno_of(fs::rename(&from, from.join("from/0"))),
-            libc::EINVAL
-        );
+        assert_eq!(errno_of(fs::rename(&from, from.join("from/0"))), libc::EINVAL);
     }
     bystander.is_served();
     assert_eq!(m.log(), "");
@@ -475,11 +445,7 @@ fn is_horizon(name: &[u8], count: u64) -> bool {
         };
     }
     let plain = digits(name) && (name == b"0" || name[0] != b'0');
-    plain
-        && std::str::from_utf8(name)
-            .unwrap()
-            .parse()
-            .is_ok_and(|n: u64| n <= count)
+    plain && std::str::from_utf8(name).unwrap().parse().is_ok_and(|n: u64| n <= count)
 }
 
 #[test]
@@ -492,10 +458,7 @@ fn any_bytes_are_a_horizon_or_are_not_there() {
         @1@|@.|@1.|@.1|@-1|@+1|@1e9|@ 1|@1.1.1|@99999999999999999999|\
         @0.00000000000000000000000000001|00|01|+1|-0|1 |\n1|1\n|0x1|٣|１|²|@٣|Ⅳ|next |\
         NEXT|beginning/|new|events|at|....|30|31|29";
-    let mut names: Vec<_> = known
-        .split('|')
-        .map(|name| name.as_bytes().to_vec())
-        .collect();
+    let mut names: Vec<_> = known.split('|').map(|name| name.as_bytes().to_vec()).collect();
     names.extend([
         b"9".repeat(255),
         [b"@", &b"9".repeat(254)[..]].concat(),
@@ -585,10 +548,7 @@ fn a_directory_is_listed_through_any_buffer_and_from_any_place() {
         for _ in 0..20 {
             let n = random.below(all.len());
             seek(&file, all[n].1).unwrap();
-            assert!(
-                list(&file, 300 + random.below(9000)).unwrap() == all[n + 1..],
-                "{dir} {n}"
-            );
+            assert!(list(&file, 300 + random.below(9000)).unwrap() == all[n + 1..], "{dir} {n}");
         }
         assert_eq!(errno_of(seek(&file, -1)), libc::EINVAL);
         for far in [1 << 20, 1 << 31, 1 << 62, MAX] {
@@ -623,9 +583,7 @@ struct Script {
 impl Script {
     fn start(dir: &Path, script: &str) -> Script {
         let mut python = Command::new("python3");
-        python
-            .args(["-Ic", &format!("{MANY}{script}")])
-            .current_dir(dir);
+        python.args(["-Ic", &format!("{MANY}{script}")]).current_dir(dir);
         python.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = Reaped(python.spawn().unwrap());
         let said = io::BufReader::new(child.0.stdout.take().unwrap()).lines();
@@ -684,19 +642,11 @@ say(failed)
     for _ in 0..20 {
         bystander.is_served();
     }
-    let counts = || {
-        (0..100)
-            .map(|n| count(&m.path().join(format!("s{n}"))))
-            .sum::<u64>()
-    };
+    let counts = || (0..100).map(|n| count(&m.path().join(format!("s{n}")))).sum::<u64>();
     assert_eq!(counts(), 0, "nothing is committed yet");
     holder.goes_on();
     let failed: u64 = holder.says().parse().unwrap();
-    assert_eq!(
-        counts(),
-        2048 * (4800 - failed),
-        "what was closed is committed"
-    );
+    assert_eq!(counts(), 2048 * (4800 - failed), "what was closed is committed");
     for n in 0..100 {
         let events = text(&read(m.path().join(format!("s{n}/events"))));
         let mut batches = events.as_bytes().chunks(2048 * 8);
@@ -705,11 +655,7 @@ say(failed)
     }
     holder.child.0.kill().unwrap();
     eventually("all is given back", || m.open_files() < 400);
-    assert_eq!(
-        counts(),
-        2048 * (4800 - failed),
-        "of a killed writer nothing is left"
-    );
+    assert_eq!(counts(), 2048 * (4800 - failed), "of a killed writer nothing is left");
     bystander.is_served();
 }
 
@@ -753,10 +699,7 @@ say('open')
         bystander.is_served();
         after.push(status_kib(m.pid(), "VmRSS:"));
     }
-    eprintln!(
-        "after 10,000 files each: {after:?} KiB, at most {}",
-        m.rss_peak_kib()
-    );
+    eprintln!("after 10,000 files each: {after:?} KiB, at most {}", m.rss_peak_kib());
     assert!(after[2] < after[0] + 4096, "{after:?} KiB");
 }
 
@@ -766,9 +709,7 @@ fn a_reader_that_stops_mid_way_holds_up_nobody() {
     let mut bystander = Bystander::new(&m);
     let s = m.stream("s");
     let lines = 1_500_000;
-    let mut all: Vec<u8> = (0..lines)
-        .flat_map(|n| format!("{n:15}\n").into_bytes())
-        .collect();
+    let mut all: Vec<u8> = (0..lines).flat_map(|n| format!("{n:15}\n").into_bytes()).collect();
     append(s.join("events"), &all);
     // Stopped at any moment, in the middle of reads of many sizes.
     let mut random = Random(14);
@@ -852,11 +793,7 @@ except OSError as e:
             writer.prints(&[ends]);
             writer.ends_well();
         }
-        let mut want = vec![
-            "first\n".to_string(),
-            "other\n".into(),
-            "more\n".repeat(500),
-        ];
+        let mut want = vec!["first\n".to_string(), "other\n".into(), "more\n".repeat(500)];
         match (file, ends) {
             ("lines", _) => {
                 want.insert(1, "a\n".into());

@@ -10,24 +10,15 @@ use tempfile::TempDir;
 /// Fails the test when a program is not there which `scripts/test` installs.
 #[track_caller]
 pub fn need(tool: &str, package: &str) {
-    assert!(
-        have(tool),
-        "no {tool}: scripts/test should have installed the package {package}"
-    );
+    assert!(have(tool), "no {tool}: scripts/test should have installed the package {package}");
 }
 
 /// What a command prints that must succeed in this directory.
 #[track_caller]
 fn run(dir: &Path, command: &[&str]) -> String {
     let mut process = Command::new(command[0]);
-    process
-        .args(&command[1..])
-        .current_dir(dir)
-        .env("LC_ALL", "C.UTF-8")
-        .stdin(Stdio::null());
-    ok(&process
-        .output()
-        .unwrap_or_else(|e| panic!("{}: {e}", command[0])))
+    process.args(&command[1..]).current_dir(dir).env("LC_ALL", "C.UTF-8").stdin(Stdio::null());
+    ok(&process.output().unwrap_or_else(|e| panic!("{}: {e}", command[0])))
 }
 
 /// The program every language here writes: append two lines and close; append two lines, print
@@ -36,18 +27,8 @@ fn run(dir: &Path, command: &[&str]) -> String {
 fn speaks(command: &[&str]) {
     let m = Mnt::new();
     let s = m.stream("s");
-    assert_eq!(
-        run(&s, command),
-        "2\n4\none\ntwo\nthree\nfour\nfive\n",
-        "{}",
-        command[0]
-    );
-    assert_eq!(
-        batches(&s),
-        ["one\ntwo\n", "three\nfour\n", "five\n"],
-        "{}",
-        command[0]
-    );
+    assert_eq!(run(&s, command), "2\n4\none\ntwo\nthree\nfour\nfive\n", "{}", command[0]);
+    assert_eq!(batches(&s), ["one\ntwo\n", "three\nfour\n", "five\n"], "{}", command[0]);
 }
 
 // Python.
@@ -129,10 +110,7 @@ fn python_logging_keeps_lines_open_and_is_visible_at_once() {
             assert count() == n + 1
         ",
     );
-    assert_eq!(
-        made,
-        (0..5).map(|n| format!("message {n}\n")).collect::<Vec<_>>()
-    );
+    assert_eq!(made, (0..5).map(|n| format!("message {n}\n")).collect::<Vec<_>>());
 }
 
 #[test]
@@ -274,9 +252,7 @@ for (let n = 0; n < 1000; n++) out.write(`line ${n} ${'x'.repeat(200)}\n`);
 out.end('last');
 out.on('close', () => fs.createReadStream('events').pipe(process.stdout));
 ";
-    let expected: String = (0..1000)
-        .map(|n| format!("line {n} {}\n", "x".repeat(200)))
-        .collect();
+    let expected: String = (0..1000).map(|n| format!("line {n} {}\n", "x".repeat(200))).collect();
     let said = run(&s, &["node", "-e", program]);
     assert!(said == expected + "last\n");
     assert_eq!(batches(&s), [said]);
@@ -299,10 +275,7 @@ const fs = require('fs'), { once } = require('events');
     for await (const line of file.readLines()) console.log(line);
 })();
 ";
-    assert_eq!(
-        run(&s, &["node", "-e", program]),
-        "EEXIST\nEPERM\ntwo\nthree\nfour\n"
-    );
+    assert_eq!(run(&s, &["node", "-e", program]), "EEXIST\nEPERM\ntwo\nthree\nfour\n");
     assert_eq!(batches(&s), ["one\ntwo\n", "three\n", "four\n"]);
 }
 

@@ -40,21 +40,14 @@ fn ten_thousand_open_files_with_a_batch_each() {
     let m = Mnt::new();
     let streams: Vec<_> = (0..200).map(|n| m.stream(format!("s{n}"))).collect();
     let mut python = Command::new("python3");
-    python
-        .args(["-c", HOLDER])
-        .current_dir(m.path())
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped());
+    python.args(["-c", HOLDER]).current_dir(m.path()).stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut python = Reaped(python.spawn().unwrap());
     let mut said = BufReader::new(python.0.stdout.take().unwrap()).lines();
     let mut go_on = python.0.stdin.take().unwrap();
 
     assert_eq!(said.next().unwrap().unwrap(), "pending");
     bounded(&m);
-    assert!(
-        streams.iter().all(|s| count(s) == 0),
-        "nothing is committed yet"
-    );
+    assert!(streams.iter().all(|s| count(s) == 0), "nothing is committed yet");
     let other = m.stream("other");
     append(other.join("events"), "served\n");
     assert_eq!(read(other.join("events")), b"served\n");
@@ -62,18 +55,13 @@ fn ten_thousand_open_files_with_a_batch_each() {
     go_on.write_all(b"\n").unwrap();
     assert_eq!(said.next().unwrap().unwrap(), "half");
     bounded(&m);
-    assert!(
-        streams.iter().all(|s| count(s) == 25),
-        "what was closed is committed"
-    );
+    assert!(streams.iter().all(|s| count(s) == 25), "what was closed is committed");
 
     // What was acknowledged survives the daemon, what was not does not.
     m.kill(libc::SIGKILL);
     m.restart();
     for (n, s) in streams.iter().enumerate() {
-        let want: String = (0..25)
-            .map(|k| format!("pending {}\n", n + 200 * k))
-            .collect();
+        let want: String = (0..25).map(|k| format!("pending {}\n", n + 200 * k)).collect();
         assert_eq!(text(&read(s.join("events"))), want);
     }
     drop(go_on);
@@ -131,11 +119,7 @@ fn two_hundred_thousand_streams() {
     assert_eq!(count(&m.path().join("renamed")), 1);
     // What `ls -l` does; the kernel, and so the daemon, keeps the names it was told.
     for n in (0..STREAMS - 1).filter(|n| *n != 7) {
-        assert!(
-            fs::metadata(m.path().join(format!("s{n}")))
-                .unwrap()
-                .is_dir()
-        );
+        assert!(fs::metadata(m.path().join(format!("s{n}"))).unwrap().is_dir());
     }
     bounded(&m);
 }

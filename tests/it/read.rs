@@ -21,9 +21,8 @@ impl Model {
     /// A stream with many small events, some large ones and a huge one, appended in random batches.
     fn fill(stream: PathBuf) -> Model {
         let mut random = Random(0x5eed);
-        let mut lens: Vec<usize> = (0..400)
-            .map(|n| random.below(if n % 20 == 0 { 200_000 } else { 40 }))
-            .collect();
+        let mut lens: Vec<usize> =
+            (0..400).map(|n| random.below(if n % 20 == 0 { 200_000 } else { 40 })).collect();
         lens[200] = 3 << 20;
         let events: Vec<_> = lens.into_iter().map(|len| random.event(len)).collect();
         let (mut view, mut starts) = (vec![], vec![0]);
@@ -38,12 +37,7 @@ impl Model {
             append(stream.join("events"), &view[starts[n]..starts[next]]);
             n = next;
         }
-        Model {
-            stream,
-            events,
-            view,
-            starts,
-        }
+        Model { stream, events, view, starts }
     }
 
     /// Reads at random places of a random view and compares.
@@ -55,17 +49,10 @@ impl Model {
                 1 if n < self.events.len() => {
                     (self.stream.join(format!("at/{n}")), &self.events[n][..])
                 }
-                _ => (
-                    self.stream.join(format!("from/{n}")),
-                    &self.view[self.starts[n]..],
-                ),
+                _ => (self.stream.join(format!("from/{n}")), &self.view[self.starts[n]..]),
             };
             let file = File::open(&path).unwrap();
-            assert_eq!(
-                file.metadata().unwrap().len(),
-                want.len() as u64,
-                "{path:?}"
-            );
+            assert_eq!(file.metadata().unwrap().len(), want.len() as u64, "{path:?}");
             for _ in 0..8 {
                 let offset = match random.below(8) {
                     0 => want.len() + random.below(5_000_000), // behind the end
@@ -96,10 +83,7 @@ fn any_offset_and_length_agrees_with_the_model() {
     assert_eq!(count(&model.stream), model.events.len() as u64);
     assert!(read(model.stream.join("events")) == model.view);
     for (n, event) in model.events.iter().enumerate() {
-        assert!(
-            read(model.stream.join(format!("at/{n}"))) == *event,
-            "at/{n}"
-        );
+        assert!(read(model.stream.join(format!("at/{n}"))) == *event, "at/{n}");
     }
     std::thread::scope(|scope| {
         for seed in 1..=8 {
@@ -124,18 +108,10 @@ fn odd_block_sizes() {
     fs::write(copy.path(), &model.view).unwrap();
     let copy = copy.path().display();
     for block in [777, 4097, 65_521, 1_000_003, 5_000_000] {
-        ok(&sh(
-            "sh",
-            &format!("dd if=s/events bs={block} status=none | cmp - {copy}"),
-            m.path(),
-        ));
+        ok(&sh("sh", &format!("dd if=s/events bs={block} status=none | cmp - {copy}"), m.path()));
     }
     let skip = "iflag=skip_bytes,count_bytes skip=100003 count=500009 bs=4001 status=none";
-    ok(&sh(
-        "bash",
-        &format!("cmp <(dd if=s/events {skip}) <(dd if={copy} {skip})"),
-        m.path(),
-    ));
+    ok(&sh("bash", &format!("cmp <(dd if=s/events {skip}) <(dd if={copy} {skip})"), m.path()));
 }
 
 #[test]
@@ -167,10 +143,7 @@ fn tail_follows() {
     let tail = |args: &[&str], name: &str| -> (Reaped, PathBuf) {
         let path = out.path().join(name);
         let mut tail = Command::new("tail");
-        tail.args(args)
-            .current_dir(&s)
-            .stdin(Stdio::null())
-            .stdout(File::create(&path).unwrap());
+        tail.args(args).current_dir(&s).stdin(Stdio::null()).stdout(File::create(&path).unwrap());
         (Reaped(tail.spawn().unwrap()), path)
     };
     let all = tail(&["-n", "+1", "-f", "events"], "all");
@@ -228,10 +201,8 @@ fn a_reader_never_sees_a_torn_batch() {
         let mut random = Random(7);
         for n in 0..150 {
             let lines = 1 + random.below(50);
-            let batch: String = (0..lines)
-                .rev()
-                .map(|left| format!("batch {n}, to come: {left}\n"))
-                .collect();
+            let batch: String =
+                (0..lines).rev().map(|left| format!("batch {n}, to come: {left}\n")).collect();
             append(s.join("events"), batch);
         }
     });

@@ -95,9 +95,7 @@ fn whose_line_was_lost_with_a_failed_commit_is_told() {
         );
         let program = std::thread::spawn(move || python(&out, &script));
         let come = |gate: &str| {
-            eventually(gate, || {
-                program.is_finished() || base.path().join(gate).exists()
-            });
+            eventually(gate, || program.is_finished() || base.path().join(gate).exists());
         };
         come("written");
         fill(&disk, &disk.path().join("s/log"));
@@ -269,10 +267,7 @@ fn a_guard_is_lost_with_the_commit_before_it() {
         winner = fork(wins)
         until_it_waits()";
     let said = closes_of_a_guarded_file(&s, &log, winner);
-    assert_eq!(
-        said,
-        "{'second': 'File exists'}\n{'first': 'File exists'}\n"
-    );
+    assert_eq!(said, "{'second': 'File exists'}\n{'first': 'File exists'}\n");
     assert_eq!(batches(&s), ["zero\n", "winner\n"]);
 }
 
@@ -366,11 +361,7 @@ fn a_stream_renamed_elsewhere_before_its_first_event_loses_nothing() {
 
 /// Is it readable, at the latest after so many milliseconds?
 fn polls(file: &File, timeout: i32) -> bool {
-    let mut fd = libc::pollfd {
-        fd: file.as_raw_fd(),
-        events: libc::POLLIN,
-        revents: 0,
-    };
+    let mut fd = libc::pollfd { fd: file.as_raw_fd(), events: libc::POLLIN, revents: 0 };
     assert!(unsafe { libc::poll(&raw mut fd, 1, timeout) } >= 0);
     fd.revents & libc::POLLIN != 0
 }
@@ -383,11 +374,7 @@ fn pollers_that_went_away_are_forgotten() {
     let rss = || {
         let status = fs::read_to_string(format!("/proc/{}/status", m.pid())).unwrap();
         let line = status.lines().find(|l| l.starts_with("VmRSS:")).unwrap();
-        line.split_whitespace()
-            .nth(1)
-            .unwrap()
-            .parse::<u64>()
-            .unwrap()
+        line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap()
     };
     // Ready at once: whoever polls both is told to wait for the first, and does not.
     let ready = File::open("/dev/null").unwrap();
@@ -436,10 +423,7 @@ fn poll_is_quiet_once_the_end_was_read_but_not_before() {
         assert!(polls(&file, 0), "{name}: there is something");
         let mut rest = [0; 100];
         while file.read(&mut rest).unwrap() > 0 {
-            assert!(
-                polls(&file, 0),
-                "{name}: more, or an end nobody was told of"
-            );
+            assert!(polls(&file, 0), "{name}: more, or an end nobody was told of");
         }
         for timeout in [0, 200] {
             assert!(!polls(&file, timeout), "{name}: nothing new");

@@ -34,11 +34,7 @@ fn refuses(script: &str, message: &str) {
         append(s.join("events"), "zero\none\n");
         let out = sh(shell, script, s);
         assert!(!out.status.success(), "{shell}: {script}");
-        assert!(
-            text(&out.stderr).contains(message),
-            "{shell}: {script}: {}",
-            text(&out.stderr)
-        );
+        assert!(text(&out.stderr).contains(message), "{shell}: {script}: {}", text(&out.stderr));
         assert_eq!(batches(s), ["zero\none\n"], "{shell}: {script}");
     });
 }
@@ -47,18 +43,12 @@ fn refuses(script: &str, message: &str) {
 
 #[test]
 fn builtins_append() {
-    makes(
-        r"echo one >> events; printf 'two\nthree\n' >> events",
-        &["one\n", "two\nthree\n"],
-    );
+    makes(r"echo one >> events; printf 'two\nthree\n' >> events", &["one\n", "two\nthree\n"]);
 }
 
 #[test]
 fn external_commands_append() {
-    makes(
-        r"seq 3 >> events; env printf 'four\n' >> events",
-        &["1\n2\n3\n", "four\n"],
-    );
+    makes(r"seq 3 >> events; env printf 'four\n' >> events", &["1\n2\n3\n", "four\n"]);
 }
 
 #[test]
@@ -109,10 +99,7 @@ fn here_documents_append() {
 #[test]
 fn a_group_is_one_batch() {
     makes("{ printf a; echo b; printf c; } >> events", &["ab\nc\n"]);
-    makes(
-        "both() { echo a; echo b; }; both >> events; both >> events",
-        &["a\nb\n"; 2],
-    );
+    makes("both() { echo a; echo b; }; both >> events; both >> events", &["a\nb\n"; 2]);
     makes("if true; then echo a; echo b; fi >> events", &["a\nb\n"]);
 }
 
@@ -131,35 +118,20 @@ fn a_subshell_is_one_batch() {
 
 #[test]
 fn an_external_command_that_wrote_in_a_group_ends_a_batch() {
-    makes(
-        "{ echo a; seq 2; echo b; } >> events",
-        &["a\n1\n2\n", "b\n"],
-    );
+    makes("{ echo a; seq 2; echo b; } >> events", &["a\n1\n2\n", "b\n"]);
     // Documented: the line is cut as well when the command left it open.
-    makes(
-        r"{ echo a | tr -d '\n'; echo x; } >> events",
-        &["a\n", "x\n"],
-    );
+    makes(r"{ echo a | tr -d '\n'; echo x; } >> events", &["a\n", "x\n"]);
 }
 
 #[test]
 fn the_end_of_a_pipeline_appends() {
-    makes(
-        r"printf '3\n1\n2\n' | sort | sed 's/^/n/' >> events",
-        &["n1\nn2\nn3\n"],
-    );
+    makes(r"printf '3\n1\n2\n' | sort | sed 's/^/n/' >> events", &["n1\nn2\nn3\n"]);
 }
 
 #[test]
 fn while_read_loops_append_as_a_whole_or_line_by_line() {
-    makes(
-        r#"seq 3 | while read -r n; do echo "n$n"; done >> events"#,
-        &["n1\nn2\nn3\n"],
-    );
-    makes(
-        r#"seq 3 | while read -r n; do echo "n$n" >> events; done"#,
-        &["n1\n", "n2\n", "n3\n"],
-    );
+    makes(r#"seq 3 | while read -r n; do echo "n$n"; done >> events"#, &["n1\nn2\nn3\n"]);
+    makes(r#"seq 3 | while read -r n; do echo "n$n" >> events; done"#, &["n1\n", "n2\n", "n3\n"]);
 }
 
 #[test]
@@ -199,18 +171,12 @@ fn nothing_written_is_nothing() {
 #[test]
 fn builtins_on_an_open_descriptor_commit_each_for_itself() {
     // Documented: the shell closes a duplicate after each builtin, so this is two events.
-    makes(
-        "exec 3>>events; printf a >&3; echo b >&3; exec 3>&-",
-        &["a\n", "b\n"],
-    );
+    makes("exec 3>>events; printf a >&3; echo b >&3; exec 3>&-", &["a\n", "b\n"]);
 }
 
 #[test]
 fn a_group_on_an_open_descriptor_is_one_batch() {
-    makes(
-        "exec 3>>events; { printf a; echo b; echo c; } >&3",
-        &["ab\nc\n"],
-    );
+    makes("exec 3>>events; { printf a; echo b; echo c; } >&3", &["ab\nc\n"]);
 }
 
 #[test]
@@ -309,11 +275,7 @@ fn loses(script: &str) {
     each(|shell, s| {
         let out = sh(shell, script, s);
         assert!(!out.status.success(), "{shell}: {script}");
-        assert!(
-            text(&out.stderr).contains("File exists"),
-            "{shell}: {}",
-            text(&out.stderr)
-        );
+        assert!(text(&out.stderr).contains("File exists"), "{shell}: {}", text(&out.stderr));
         assert_eq!(batches(s), ["winner\n"], "{shell}: {script}");
     });
 }
@@ -381,10 +343,7 @@ fn shells_read() {
         append(s.join("events"), "a\n  b\n\nlast");
         for (script, expected) in [
             ("{ read -r x; read -r y; cat; } < events", "\nlast\n"),
-            (
-                "while IFS= read -r x; do echo \"<$x>\"; done < events",
-                "<a>\n<  b>\n<>\n<last>\n",
-            ),
+            ("while IFS= read -r x; do echo \"<$x>\"; done < events", "<a>\n<  b>\n<>\n<last>\n"),
             ("echo $(($(cat count) + 1))", "5\n"),
             ("for n in 3 0; do cat at/$n; done", "lasta"),
             ("exec 3< from/1; cat at/0 >&2; cat <&3", "  b\n\nlast\n"),
@@ -405,10 +364,7 @@ fn jq_reads() {
         ("jq .n from/1", "2\n3\n"),
         ("jq -s 'map(.n) | add' events", "6\n"),
         ("jq .n at/2", "3\n"),
-        (
-            "jq -c 'select(.n > 1)' from/0 | tee -a events | wc -l; jq .n from/3",
-            "2\n2\n3\n",
-        ),
+        ("jq -c 'select(.n > 1)' from/0 | tee -a events | wc -l; jq .n from/3", "2\n2\n3\n"),
     ] {
         assert_eq!(ok(&sh("sh", script, &s)), expected, "{script}");
     }

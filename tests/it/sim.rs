@@ -65,11 +65,8 @@ impl Sim {
     // ---- engines ----
 
     fn store(&self, engine: usize) -> Arc<Engine> {
-        let disk = SimDisk {
-            world: self.world.clone(),
-            engine,
-            incarnation: self.world().alive[engine],
-        };
+        let disk =
+            SimDisk { world: self.world.clone(), engine, incarnation: self.world().alive[engine] };
         let world = self.world.clone();
         let log = move |line: &str| {
             let mut w = lock(&world);
@@ -181,9 +178,8 @@ impl Sim {
         let stream = w.dir(name).ok();
         let hurt = w.grave > lock(&self.started)[engine];
         drop(w);
-        let all = store
-            .stream(name)
-            .and_then(|stream| stream.read(0)?.collect::<Result<Vec<_>, _>>());
+        let all =
+            store.stream(name).and_then(|stream| stream.read(0)?.collect::<Result<Vec<_>, _>>());
         let mut w = self.world();
         w.calm = calm;
         let blocked = w.faults > faults;
@@ -362,11 +358,7 @@ fn run(seed: u64, plan: Plan, verbose: bool) -> Outcome {
     let mut world = World::new(seed, verbose);
     let single = !matches!(plan, Plan::Anything);
     if let Plan::Strike(after, strike) = plan {
-        world.doom = Some(Doom {
-            after,
-            strike,
-            reads: true,
-        });
+        world.doom = Some(Doom { after, strike, reads: true });
     }
     let steps = world.rng.below(if single { 6 } else { 50 });
     let sim = Arc::new(Sim {

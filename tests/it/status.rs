@@ -32,19 +32,11 @@ fn the_status_counts_what_was_done() {
     assert_eq!(value(root, "smolstore_events_total"), 3.0);
     assert_eq!(value(root, "smolstore_bytes_total"), 7.0);
     assert_eq!(value(root, "smolstore_errors_total"), 0.0);
-    let quantiles = ["0.5", "0.99", "1"].map(|share| {
-        value(
-            root,
-            &format!("smolstore_commit_seconds{{quantile=\"{share}\"}}"),
-        )
-    });
+    let quantiles = ["0.5", "0.99", "1"]
+        .map(|share| value(root, &format!("smolstore_commit_seconds{{quantile=\"{share}\"}}")));
     assert!(quantiles[0] > 0.0 && quantiles.is_sorted(), "{quantiles:?}");
     assert!(value(root, "smolstore_uptime_seconds") > 0.0);
-    let version = concat!(
-        "smolstore_info{version=\"",
-        env!("CARGO_PKG_VERSION"),
-        "\"}"
-    );
+    let version = concat!("smolstore_info{version=\"", env!("CARGO_PKG_VERSION"), "\"}");
     assert_eq!(value(root, version), 1.0);
     let open = value(root, "smolstore_open_files");
     let held = fs::File::open(s.join("events")).unwrap();
@@ -52,14 +44,9 @@ fn the_status_counts_what_was_done() {
     drop(held);
     assert_eq!(value(root, "smolstore_waiting_readers"), 0.0);
     let mut waiting = crate::harness::Reaped(
-        std::process::Command::new("cat")
-            .arg(s.join("follow/next"))
-            .spawn()
-            .unwrap(),
+        std::process::Command::new("cat").arg(s.join("follow/next")).spawn().unwrap(),
     );
-    eventually("a reader waits", || {
-        value(root, "smolstore_waiting_readers") == 1.0
-    });
+    eventually("a reader waits", || value(root, "smolstore_waiting_readers") == 1.0);
     waiting.0.kill().unwrap();
 }
 
@@ -69,10 +56,7 @@ fn the_status_is_a_file_like_any_other() {
     let (root, status) = (mnt.path(), mnt.path().join(".status"));
     // What is listed are streams.
     assert!(names(root).is_empty());
-    assert_eq!(
-        ok(&sh("bash", "ls; stat -c %A .status", root)),
-        "-r--r--r--\n"
-    );
+    assert_eq!(ok(&sh("bash", "ls; stat -c %A .status", root)), "-r--r--r--\n");
     // Reads by one byte agree with one read, whatever happens meanwhile.
     let script = "exec 3< .status; mkdir s; while IFS= read -r line; do echo x >> s/events; \
                   echo \"$line\"; done <&3 | grep -c '^smolstore_[a-z_]*total *0$'";
@@ -85,10 +69,7 @@ fn the_status_is_a_file_like_any_other() {
     assert_eq!(errno_of(busy), libc::EPERM);
     assert_eq!(errno_of(fs::remove_file(&status)), libc::EPERM);
     assert_eq!(errno_of(fs::create_dir(&status)), libc::EEXIST);
-    assert_eq!(
-        fs::metadata(&status).unwrap().size(),
-        read(&status).len() as u64
-    );
+    assert_eq!(fs::metadata(&status).unwrap().size(), read(&status).len() as u64);
 }
 
 #[test]
@@ -119,9 +100,7 @@ fn readiness_is_told_to_systemd() {
     fs::create_dir(&store).unwrap();
     fs::create_dir(&point).unwrap();
     let notified = UnixDatagram::bind(&socket).unwrap();
-    notified
-        .set_read_timeout(Some(Duration::from_secs(10)))
-        .unwrap();
+    notified.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
     let mut command = smolstore([store.as_os_str(), point.as_os_str(), "-f".as_ref()]);
     let mut daemon = crate::harness::Reaped(command.env("NOTIFY_SOCKET", &socket).spawn().unwrap());
     let mut said = [0; 64];
@@ -133,11 +112,7 @@ fn readiness_is_told_to_systemd() {
     fs::create_dir(point.join("it serves")).unwrap();
     unsafe { libc::kill(daemon.0.id().cast_signed(), libc::SIGTERM) };
     assert_eq!(heard(), "STOPPING=1");
-    assert!(
-        crate::harness::wait(&mut daemon.0, Duration::from_secs(10))
-            .unwrap()
-            .success()
-    );
+    assert!(crate::harness::wait(&mut daemon.0, Duration::from_secs(10)).unwrap().success());
     unmount(&point);
 }
 
@@ -146,22 +121,13 @@ fn mode_and_owner_of_the_root_are_those_of_the_store() {
     let mnt = Mnt::with(&["-o", "allow_other"]);
     ok(&sh("bash", "chmod 1777 . && chown 1000:1001 .", mnt.path()));
     let store = fs::metadata(mnt.store()).unwrap();
-    assert_eq!(
-        (store.mode() & 0o7777, store.uid(), store.gid()),
-        (0o1777, 1000, 1001)
-    );
+    assert_eq!((store.mode() & 0o7777, store.uid(), store.gid()), (0o1777, 1000, 1001));
     // A group is handed down as in any directory.
     ok(&sh("bash", "chmod 2777 . && mkdir s", mnt.path()));
     let stream = fs::metadata(mnt.path().join("s")).unwrap();
-    assert_eq!(
-        (stream.mode() & 0o2000, stream.uid(), stream.gid()),
-        (0o2000, 0, 1001)
-    );
+    assert_eq!((stream.mode() & 0o2000, stream.uid(), stream.gid()), (0o2000, 0, 1001));
     // A private mount shows not that mode but who may enter: nobody may change it there.
     let private = Mnt::on(mnt.store(), &[]);
     let refused = sh("bash", "chmod 777 .", private.path());
-    assert!(
-        text(&refused.stderr).contains("not permitted"),
-        "{refused:?}"
-    );
+    assert!(text(&refused.stderr).contains("not permitted"), "{refused:?}");
 }

@@ -30,21 +30,11 @@ fn every_command_and_output_is_real() {
     let outputs: Vec<&str> = output.split(MARK).collect();
     let wrong = (0..steps.len()).filter_map(|n| steps[n].differs(outputs.get(n)));
     let wrong: Vec<String> = wrong.collect();
-    assert!(
-        wrong.is_empty(),
-        "README.md differs from what happens\n{}",
-        wrong.join("\n")
-    );
-    assert_eq!(
-        outputs.len(),
-        steps.len() + 1,
-        "more outputs than commands:\n{output}"
-    );
+    assert!(wrong.is_empty(), "README.md differs from what happens\n{}", wrong.join("\n"));
+    assert_eq!(outputs.len(), steps.len() + 1, "more outputs than commands:\n{output}");
 
     assert_eq!(mounted(&session.point), None, "the tour ends unmounted");
-    eventually("the daemon exits after umount", || {
-        session.daemons().is_empty()
-    });
+    eventually("the daemon exits after umount", || session.daemons().is_empty());
 }
 
 /// A command of the tour and what the README says it prints.
@@ -59,18 +49,11 @@ impl Step {
     fn differs(&self, output: Option<&&str>) -> Option<String> {
         let output: Vec<&str> = output.copied().unwrap_or("(never run)").lines().collect();
         let same = self.expected.len() == output.len()
-            && self
-                .expected
-                .iter()
-                .zip(&output)
-                .all(|(pattern, line)| matches(pattern, line));
+            && self.expected.iter().zip(&output).all(|(pattern, line)| matches(pattern, line));
         let tell = || {
             let expected = self.expected.join("\n  ");
             let Step { line, command, .. } = self;
-            format!(
-                "line {line}: $ {command}\n  {expected}\nreally:\n  {}\n",
-                output.join("\n  ")
-            )
+            format!("line {line}: $ {command}\n  {expected}\nreally:\n  {}\n", output.join("\n  "))
         };
         (!same).then(tell)
     }
@@ -81,20 +64,12 @@ fn steps(readme: &str) -> Vec<Step> {
     let (mut in_section, mut in_block) = (false, false);
     for (number, line) in (1..).zip(readme.lines()) {
         if !in_block {
-            in_section = if line.starts_with("## ") {
-                line == SECTION
-            } else {
-                in_section
-            };
+            in_section = if line.starts_with("## ") { line == SECTION } else { in_section };
             in_block = in_section && line == "```console";
         } else if line == "```" {
             in_block = false;
         } else if let Some(command) = line.strip_prefix("$ ") {
-            steps.push(Step {
-                line: number,
-                command: command.into(),
-                expected: Vec::new(),
-            });
+            steps.push(Step { line: number, command: command.into(), expected: Vec::new() });
         } else {
             let step = steps.last_mut().expect("a block begins with a command");
             match line.strip_prefix("> ") {
@@ -109,10 +84,7 @@ fn steps(readme: &str) -> Vec<Step> {
 /// All commands as one script, with a mark after each.
 fn script(steps: &[Step]) -> String {
     let mark = format!("printf '\\{:03o}'\n", u32::from(MARK));
-    steps
-        .iter()
-        .map(|step| format!("{}\n{mark}", step.command))
-        .collect()
+    steps.iter().map(|step| format!("{}\n{mark}", step.command)).collect()
 }
 
 fn matches(pattern: &str, line: &str) -> bool {
@@ -140,33 +112,19 @@ impl Session {
         let root = dir.path().canonicalize().unwrap();
         let (store, point) = (root.join("store"), root.join("mnt"));
         let script = script.replace(STORE, store.to_str().unwrap());
-        fs::write(
-            root.join("tour"),
-            script.replace(POINT, point.to_str().unwrap()),
-        )
-        .unwrap();
+        fs::write(root.join("tour"), script.replace(POINT, point.to_str().unwrap())).unwrap();
         let output = File::create(root.join("output")).unwrap();
 
         let program = Path::new(env!("CARGO_BIN_EXE_smolstore"));
         let path = std::env::var("PATH").unwrap_or_default();
         let path = format!("{}:{path}", program.parent().unwrap().display());
         let mut bash = Command::new("bash");
-        bash.args(["--noprofile", "--norc", "tour"])
-            .current_dir(&root);
-        bash.env("PATH", path)
-            .env("LC_ALL", "C.UTF-8")
-            .env_remove("BASH_ENV");
-        bash.stdin(Stdio::null())
-            .stdout(output.try_clone().unwrap())
-            .stderr(output);
+        bash.args(["--noprofile", "--norc", "tour"]).current_dir(&root);
+        bash.env("PATH", path).env("LC_ALL", "C.UTF-8").env_remove("BASH_ENV");
+        bash.stdin(Stdio::null()).stdout(output.try_clone().unwrap()).stderr(output);
         // A group of its own, so that all of it can be killed.
         let bash = bash.process_group(0).spawn().unwrap();
-        Session {
-            dir: Some(dir),
-            store,
-            point,
-            bash,
-        }
+        Session { dir: Some(dir), store, point, bash }
     }
 
     /// All it printed, in the words of the README.
@@ -174,23 +132,15 @@ impl Session {
         let status = wait(&mut self.bash, LIMIT);
         let output = fs::read(self.store.with_file_name("output")).unwrap();
         let output = String::from_utf8_lossy(&output);
-        assert!(
-            status.is_some(),
-            "the tour hangs; so far it printed:\n{output}"
-        );
-        let output: String = output
-            .split_inclusive(['\n', MARK])
-            .map(as_at_a_prompt)
-            .collect();
+        assert!(status.is_some(), "the tour hangs; so far it printed:\n{output}");
+        let output: String = output.split_inclusive(['\n', MARK]).map(as_at_a_prompt).collect();
         let output = output.replace(self.store.to_str().unwrap(), STORE);
         output.replace(self.point.to_str().unwrap(), POINT)
     }
 
     /// The daemon, found by its argument because it went to the background.
     fn daemons(&self) -> Vec<i32> {
-        let names = fs::read_dir("/proc")
-            .unwrap()
-            .map(|entry| entry.unwrap().file_name());
+        let names = fs::read_dir("/proc").unwrap().map(|entry| entry.unwrap().file_name());
         let pids = names.filter_map(|name| name.to_str()?.parse().ok());
         let ours = |pid: &i32| {
             let arguments = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
@@ -204,13 +154,8 @@ impl Session {
 
 /// A script's `tour: line 7: FILE: File exists` is `bash: FILE: File exists` at a prompt.
 fn as_at_a_prompt(line: &str) -> String {
-    let message = line
-        .strip_prefix("tour: line ")
-        .and_then(|rest| rest.split_once(": "));
-    message.map_or_else(
-        || line.into(),
-        |(_number, message)| format!("bash: {message}"),
-    )
+    let message = line.strip_prefix("tour: line ").and_then(|rest| rest.split_once(": "));
+    message.map_or_else(|| line.into(), |(_number, message)| format!("bash: {message}"))
 }
 
 impl Drop for Session {

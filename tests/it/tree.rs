@@ -22,11 +22,7 @@ fn size(path: impl AsRef<Path>) -> u64 {
 }
 
 fn link(path: impl AsRef<Path>) -> String {
-    fs::read_link(path)
-        .unwrap()
-        .into_os_string()
-        .into_string()
-        .unwrap()
+    fs::read_link(path).unwrap().into_os_string().into_string().unwrap()
 }
 
 fn shown(dir: &Path) -> Vec<String> {
@@ -75,22 +71,14 @@ fn types_modes_and_owners_are_those_of_the_streams_directory() {
             let meta = fs::metadata(s.join(name)).unwrap();
             assert!(meta.is_file(), "{name}");
             let want = (bits & 0o666, 1234, 5678);
-            assert_eq!(
-                (meta.mode() & 0o7777, meta.uid(), meta.gid()),
-                want,
-                "{name}"
-            );
+            assert_eq!((meta.mode() & 0o7777, meta.uid(), meta.gid()), want, "{name}");
         }
     }
     for dir in ["from", "at"] {
         for name in LINKS.iter().chain(&["@0", "@0.5"]) {
             let meta = fs::symlink_metadata(s.join(dir).join(name)).unwrap();
             assert!(meta.is_symlink(), "{dir}/{name}");
-            assert_eq!(
-                meta.len(),
-                link(s.join(dir).join(name)).len() as u64,
-                "{dir}/{name}"
-            );
+            assert_eq!(meta.len(), link(s.join(dir).join(name)).len() as u64, "{dir}/{name}");
         }
     }
 }
@@ -103,33 +91,19 @@ fn chmod_and_chown_of_a_stream_outlive_a_remount() {
     fs::set_permissions(&s, Permissions::from_mode(0o710)).unwrap();
     chown(&s, Some(11), Some(12)).unwrap();
     m.restart();
-    for (path, bits) in [
-        (s.clone(), 0o710),
-        (s.join("events"), 0o600),
-        (m.store().join("s"), 0o710),
-    ] {
+    for (path, bits) in
+        [(s.clone(), 0o710), (s.join("events"), 0o600), (m.store().join("s"), 0o710)]
+    {
         let meta = fs::metadata(&path).unwrap();
-        assert_eq!(
-            (meta.mode() & 0o7777, meta.uid(), meta.gid()),
-            (bits, 11, 12),
-            "{path:?}"
-        );
+        assert_eq!((meta.mode() & 0o7777, meta.uid(), meta.gid()), (bits, 11, 12), "{path:?}");
     }
 }
 
 #[test]
 fn mkdir_respects_mode_and_umask() {
     let m = Mnt::new();
-    ok(&sh(
-        "sh",
-        "umask 027; mkdir a; umask 0; mkdir b; mkdir -m 700 c",
-        m.path(),
-    ));
-    for (name, dir, file) in [
-        ("a", 0o750, 0o640),
-        ("b", 0o777, 0o666),
-        ("c", 0o700, 0o600),
-    ] {
+    ok(&sh("sh", "umask 027; mkdir a; umask 0; mkdir b; mkdir -m 700 c", m.path()));
+    for (name, dir, file) in [("a", 0o750, 0o640), ("b", 0o777, 0o666), ("c", 0o700, 0o600)] {
         let s = m.path().join(name);
         assert_eq!((mode(&s), mode(s.join("events"))), (dir, file), "{name}");
         assert_eq!(mode(m.store().join(name)), dir, "{name}");
@@ -154,10 +128,7 @@ fn other_users_may_do_what_the_modes_say() {
     assert_eq!(ok(&sh("sh", &script, m.path())), "0\n");
     let meta = fs::metadata(m.path().join("mine")).unwrap();
     assert_eq!((meta.uid(), meta.gid()), (65534, 65534));
-    assert_eq!(
-        ["mine", "open", "closed"].map(|s| count(&m.path().join(s))),
-        [1, 1, 0]
-    );
+    assert_eq!(["mine", "open", "closed"].map(|s| count(&m.path().join(s))), [1, 1, 0]);
 }
 
 #[test]
@@ -167,41 +138,23 @@ fn size_is_right_at_every_stat_and_grows() {
     let open = File::open(s.join("events")).unwrap();
     let mut total = 0;
     for n in 0..25_u64 {
-        assert_eq!(
-            (size(s.join("events")), open.metadata().unwrap().len()),
-            (total, total)
-        );
+        assert_eq!((size(s.join("events")), open.metadata().unwrap().len()), (total, total));
         assert_eq!(size(s.join("count")), n.to_string().len() as u64 + 1);
         let event = vec![b'x'; (n * n * 37) as usize];
         append(s.join("events"), [&event[..], b"\n"].concat());
         assert_eq!(size(s.join("at").join(n.to_string())), event.len() as u64);
-        assert_eq!(
-            size(s.join("from").join(n.to_string())),
-            event.len() as u64 + 1
-        );
+        assert_eq!(size(s.join("from").join(n.to_string())), event.len() as u64 + 1);
         assert_eq!(size(s.join("from").join((n + 1).to_string())), 0);
         total += event.len() as u64 + 1;
     }
-    for name in FILES
-        .iter()
-        .chain(&["from/7", "at/7", "from/newest", "at/newest"])
-    {
-        assert_eq!(
-            size(s.join(name)),
-            read(s.join(name)).len() as u64,
-            "{name}"
-        );
+    for name in FILES.iter().chain(&["from/7", "at/7", "from/newest", "at/newest"]) {
+        assert_eq!(size(s.join(name)), read(s.join(name)).len() as u64, "{name}");
     }
 }
 
 #[test]
 fn mtime_is_the_commit_time() {
-    let now = || {
-        SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap()
-            .as_nanos() as i64
-    };
+    let now = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos() as i64;
     let m = Mnt::new();
     let s = m.stream("s");
     // The kernel's coarse clock may lag a tick behind.
@@ -210,20 +163,12 @@ fn mtime_is_the_commit_time() {
     append(s.join("events"), "c\n");
     let after = now() + 20_000_000;
     let times: Vec<_> = (0..3).map(|n| mtime(s.join(format!("at/{n}")))).collect();
-    assert!(
-        before <= times[0] && times[2] <= after,
-        "{before} {times:?} {after}"
-    );
+    assert!(before <= times[0] && times[2] <= after, "{before} {times:?} {after}");
     assert_eq!(times[0], times[1], "one batch, one time");
     assert!(times[1] < times[2], "{times:?}");
     assert_eq!(mtime(s.join("events")), times[2]);
     m.restart();
-    assert_eq!(
-        (0..3)
-            .map(|n| mtime(s.join(format!("at/{n}"))))
-            .collect::<Vec<_>>(),
-        times
-    );
+    assert_eq!((0..3).map(|n| mtime(s.join(format!("at/{n}")))).collect::<Vec<_>>(), times);
 }
 
 #[test]
@@ -287,15 +232,9 @@ fn at_seconds_is_the_first_event_from_then_on() {
         assert_eq!(to(at(first + 1)), "2", "after the first");
         assert_eq!(to(at(second)), "2", "at the last");
         assert_eq!(to(at(second + 1)), "3", "after the last");
-        assert_eq!(
-            to(format!("@{}", first / 1_000_000_000)),
-            "0",
-            "whole seconds"
-        );
+        assert_eq!(to(format!("@{}", first / 1_000_000_000)), "0", "whole seconds");
         assert_eq!(to("@9999999999".into()), "3", "far ahead");
-        for garbage in [
-            "@", "@-1", "@+1", "@1.2.3", "@x", "@1x", "@ 1", "@1e9", "@.",
-        ] {
+        for garbage in ["@", "@-1", "@+1", "@1.2.3", "@x", "@1x", "@ 1", "@1e9", "@."] {
             assert_eq!(
                 errno_of(fs::read_link(s.join(dir).join(garbage))),
                 libc::ENOENT,
@@ -304,14 +243,7 @@ fn at_seconds_is_the_first_event_from_then_on() {
         }
     }
     assert_eq!(read(s.join("from").join(at(second))), b"c\n");
-    assert_eq!(
-        ok(&sh(
-            "sh",
-            "cat s/from/@$(date -d '1 hour ago' +%s)",
-            m.path()
-        )),
-        "a\nb\nc\n"
-    );
+    assert_eq!(ok(&sh("sh", "cat s/from/@$(date -d '1 hour ago' +%s)", m.path())), "a\nb\nc\n");
 }
 
 #[test]
@@ -322,17 +254,9 @@ fn a_horizon_is_a_plain_decimal_up_to_the_count() {
     for (horizon, want) in [("0", "a\nb\n"), ("1", "b\n"), ("2", "")] {
         assert_eq!(read(s.join("from").join(horizon)), want.as_bytes());
     }
-    let beyond = [
-        "3",
-        "18446744073709551615",
-        "18446744073709551616",
-        "99999999999999999999999",
-    ];
-    for name in [
-        "00", "01", "+1", "-1", "-0", "1 ", " 1", "1.0", "0x1", "end",
-    ]
-    .iter()
-    .chain(&beyond)
+    let beyond = ["3", "18446744073709551615", "18446744073709551616", "99999999999999999999999"];
+    for name in
+        ["00", "01", "+1", "-1", "-0", "1 ", " 1", "1.0", "0x1", "end"].iter().chain(&beyond)
     {
         for dir in ["from", "at"] {
             let path = s.join(dir).join(name);
@@ -373,10 +297,7 @@ fn a_stream_may_have_any_name_a_directory_may() {
         errno_of(fs::create_dir(m.path().join(OsStr::from_bytes(&long)))),
         libc::ENAMETOOLONG
     );
-    assert_eq!(
-        errno_of(fs::metadata(m.path().join(".smolstore"))),
-        libc::ENOENT
-    );
+    assert_eq!(errno_of(fs::metadata(m.path().join(".smolstore"))), libc::ENOENT);
     assert_eq!(errno_of(fs::metadata(m.path().join("none"))), libc::ENOENT);
 }
 
@@ -390,11 +311,7 @@ fn what_is_no_stream_in_the_store_does_not_show() {
     fs::write(m.store().join("file"), "").unwrap();
     assert_eq!(names(m.path()), ["s"]);
     for name in [".hidden", "lost+found", "file"] {
-        assert_eq!(
-            errno_of(fs::metadata(m.path().join(name))),
-            libc::ENOENT,
-            "{name}"
-        );
+        assert_eq!(errno_of(fs::metadata(m.path().join(name))), libc::ENOENT, "{name}");
     }
 }
 
@@ -429,10 +346,7 @@ fn rename_never_loses_a_stream() {
     append(t.join("events"), "of t\n");
     let errno = errno_of(fs::rename(&s, &t));
     assert!([libc::EEXIST, libc::ENOTEMPTY].contains(&errno), "{errno}");
-    assert_eq!(
-        errno_of(fs::rename(m.path().join("none"), m.path().join("u"))),
-        libc::ENOENT
-    );
+    assert_eq!(errno_of(fs::rename(m.path().join("none"), m.path().join("u"))), libc::ENOENT);
     assert_eq!(errno_of(fs::rename(&s, m.path().join(".s"))), libc::EINVAL);
     assert!(fs::rename(&s, t.join("s")).is_err());
     assert!(fs::rename(s.join("events"), s.join("else")).is_err());
@@ -476,10 +390,7 @@ fn statfs_is_that_of_the_backing_file_system() {
     for path in [m.path().to_path_buf(), m.path().join("s/events")] {
         let seen = statfs(&path);
         assert_eq!(seen.f_blocks * seen.f_frsize, disk.f_blocks * disk.f_frsize);
-        assert_eq!(
-            (seen.f_files, seen.f_namemax),
-            (disk.f_files, disk.f_namemax)
-        );
+        assert_eq!((seen.f_files, seen.f_namemax), (disk.f_files, disk.f_namemax));
     }
     ok(&sh("sh", "df . && df -i .", m.path()));
 }
@@ -492,10 +403,7 @@ fn ordinary_tools_work() {
     let run = |script: &str| ok(&sh("bash", &format!("set -e; {script}"), m.path()));
     assert_eq!(run("touch s/events; cat s/count"), "1000\n");
     assert_eq!(run("stat -c '%F %s' s/events"), "regular file 4000\n");
-    assert_eq!(
-        run("find . -type f | sort"),
-        "./s/count\n./s/events\n./s/lines\n./s/new\n"
-    );
+    assert_eq!(run("find . -type f | sort"), "./s/count\n./s/events\n./s/lines\n./s/new\n");
     let found = run("find . -mindepth 1 | grep -v s/follow | sort");
     let want = [
         "s",
@@ -507,47 +415,25 @@ fn ordinary_tools_work() {
         "s/events",
         "s/from",
     ];
-    let rest = [
-        "s/from/beginning",
-        "s/from/newest",
-        "s/from/next",
-        "s/lines",
-        "s/new",
-    ];
-    assert_eq!(
-        found,
-        want.iter()
-            .chain(&rest)
-            .map(|n| format!("./{n}\n"))
-            .collect::<String>()
-    );
+    let rest = ["s/from/beginning", "s/from/newest", "s/from/next", "s/lines", "s/new"];
+    assert_eq!(found, want.iter().chain(&rest).map(|n| format!("./{n}\n")).collect::<String>());
     let du: u64 = run("du -b s/events | cut -f1").trim().parse().unwrap();
     assert_eq!(du, 4000);
     run("du -s . && ls -laR . && grep -c one s/events && wc -l < s/events");
-    assert_eq!(
-        run("head -c 8 s/events; tail -n 1 s/events"),
-        "one\none\none\n"
-    );
-    assert_eq!(
-        run("realpath --relative-to=. s/from/newest"),
-        "s/from/999\n"
-    );
+    assert_eq!(run("head -c 8 s/events; tail -n 1 s/events"), "one\none\none\n");
+    assert_eq!(run("realpath --relative-to=. s/from/newest"), "s/from/999\n");
 }
 
 #[test]
 fn copies_are_complete() {
     let m = Mnt::new();
     let s = m.stream("s");
-    let all = (0..5000)
-        .map(|n| format!("event {n}\n"))
-        .collect::<String>();
+    let all = (0..5000).map(|n| format!("event {n}\n")).collect::<String>();
     append(s.join("events"), &all);
     let to = tempfile::tempdir().unwrap();
     let copy = to.path().join("copy").display().to_string();
-    let mut tools = vec![
-        ("cp", format!("cp s/events {copy}")),
-        ("cat", format!("cat s/events > {copy}")),
-    ];
+    let mut tools =
+        vec![("cp", format!("cp s/events {copy}")), ("cat", format!("cat s/events > {copy}"))];
     tools.push(("tar", format!("tar c s/events | tar xO > {copy}")));
     tools.push(("rsync", format!("rsync s/events {copy}")));
     tools.push((
@@ -631,18 +517,13 @@ impl Drop for Dir {
 #[test]
 fn a_root_with_twenty_thousand_streams_lists_each_once() {
     let m = Mnt::new();
-    let want: BTreeSet<OsString> = (0..20_000)
-        .map(|n| format!("a stream with number {n:05}").into())
-        .collect();
+    let want: BTreeSet<OsString> =
+        (0..20_000).map(|n| format!("a stream with number {n:05}").into()).collect();
     for name in &want {
         m.stream(name);
     }
     assert!(names(m.path()).iter().eq(&want), "names missing or twice");
-    let out = ok(&sh(
-        "sh",
-        "ls -f | grep -c 'a stream'; find . -maxdepth 1 | wc -l",
-        m.path(),
-    ));
+    let out = ok(&sh("sh", "ls -f | grep -c 'a stream'; find . -maxdepth 1 | wc -l", m.path()));
     assert_eq!(out, "20000\n20001\n");
 
     let dir = Dir::open(m.path());
@@ -663,10 +544,7 @@ fn a_root_with_twenty_thousand_streams_lists_each_once() {
     assert_eq!(dir.rest(), all[1..], "the rest after seekdir");
     m.stream("a new one");
     unsafe { libc::rewinddir(dir.0) };
-    assert!(
-        dir.rest().contains(&b"a new one".to_vec()),
-        "rewinddir looks again"
-    );
+    assert!(dir.rest().contains(&b"a new one".to_vec()), "rewinddir looks again");
 }
 
 #[test]
@@ -696,10 +574,7 @@ fn two_mounts_of_one_store_see_each_other() {
     eventually("the old name is gone", || !two.path().join("s").exists());
     append(one.path().join("t/events"), "renamed\n");
     reader.read_to_string(&mut seen).unwrap();
-    assert!(
-        seen.ends_with("\nrenamed\n"),
-        "an open reader stays with its stream"
-    );
+    assert!(seen.ends_with("\nrenamed\n"), "an open reader stays with its stream");
     append(there.join("events"), "back\n");
     assert_eq!(count(&one.path().join("t")), 102);
 

@@ -47,11 +47,7 @@ pub fn run(bytes: &[u8]) {
         return sized(&mut input);
     }
     let written = Written::of(&mut input);
-    let shape = if how % 4 == 2 {
-        Shape::One
-    } else {
-        Shape::Lines
-    };
+    let shape = if how % 4 == 2 { Shape::One } else { Shape::Lines };
     if written.bytes.len() < 1 << 14 {
         tallies(shape, &written, 0);
         tallies(shape, &written, MAX_EVENT - usize::from(how));
@@ -67,10 +63,7 @@ fn tally_of(shape: Shape, before: usize, bytes: &[u8]) -> Result<Tally, TooLong>
             let (lines, torn) = lines(bytes);
             (lines.iter().map(|line| line.len()).collect(), torn)
         }
-        _ => (
-            vec![bytes.len(); usize::from(!bytes.is_empty())],
-            !bytes.is_empty(),
-        ),
+        _ => (vec![bytes.len(); usize::from(!bytes.is_empty())], !bytes.is_empty()),
     };
     if lens.is_empty() {
         lens.push(0);
@@ -91,10 +84,7 @@ fn tally_of(shape: Shape, before: usize, bytes: &[u8]) -> Result<Tally, TooLong>
 
 /// Piece by piece, also behind a line that is already nearly as long as one may be.
 fn tallies(shape: Shape, written: &Written, before: usize) {
-    let mut tally = Tally {
-        len: before as u64,
-        ..Tally::default()
-    };
+    let mut tally = Tally { len: before as u64, ..Tally::default() };
     let mut whole = tally;
     let mut done = 0;
     for piece in written.pieces() {
@@ -109,10 +99,7 @@ fn tallies(shape: Shape, written: &Written, before: usize) {
             Ok(expected) => assert_eq!((pushed, tally), (Ok(()), expected)),
         }
         assert_eq!(tally.torn(), tally.len - tally.complete);
-        assert_eq!(
-            tally.all_events(),
-            tally.events + u64::from(tally.torn() > 0)
-        );
+        assert_eq!(tally.all_events(), tally.events + u64::from(tally.torn() > 0));
         assert!(tally.log_bytes() >= tally.len + 16 * tally.all_events());
     }
     let expected = tally_of(shape, before, &written.bytes);
@@ -181,14 +168,8 @@ fn sized(input: &mut Input<'_>) {
         bytes.extend(one);
         events.push(event);
     }
-    assert_eq!(
-        (tally.len, tally.complete),
-        (bytes.len() as u64, bytes.len() as u64)
-    );
-    assert_eq!(
-        (tally.events, tally.all_events()),
-        (events.len() as u64, events.len() as u64)
-    );
+    assert_eq!((tally.len, tally.complete), (bytes.len() as u64, bytes.len() as u64));
+    assert_eq!((tally.events, tally.all_events()), (events.len() as u64, events.len() as u64));
     let mut rest = &bytes[..];
     for event in events {
         let (found, used) = Shape::Sized.next(rest, false).unwrap();

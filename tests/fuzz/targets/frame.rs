@@ -28,12 +28,7 @@ pub(super) fn parse(index: u64, bytes: &[u8]) -> Option<Parsed<'_>> {
         payload.len() <= 16 * 1024 * 1024 && time > 0 && rest.get(payload.len()) == Some(&10);
     let covered = [&index.to_le_bytes(), &head[..4], &head[8..], payload].concat();
     let checks = sound && u64::from(smolstore::sys::crc32c(0, &covered)) == crc;
-    checks.then_some(Parsed {
-        first: word >> 30 & 1 == 1,
-        last: word >> 31 == 1,
-        time,
-        payload,
-    })
+    checks.then_some(Parsed { first: word >> 30 & 1 == 1, last: word >> 31 == 1, time, payload })
 }
 
 /// Any bytes are read as the format says; what is written is read again, only whole and only at
@@ -100,12 +95,7 @@ fn round_trip(index: u64, how: u8, payload: &[u8]) {
     let mut bytes = vec![how; 3];
     encode(&mut bytes, index, time, first, last, payload);
     let bytes = &mut bytes[3..];
-    let written = Parsed {
-        first,
-        last,
-        time,
-        payload,
-    };
+    let written = Parsed { first, last, time, payload };
     assert_eq!(parse(index, bytes), Some(written));
     reads_as_documented(index, bytes);
     assert_eq!(decode(index ^ 1 << (how % 64), bytes), Found::Bad);

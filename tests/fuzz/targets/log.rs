@@ -48,13 +48,7 @@ impl Script<'_> {
             plain: true,
             outcome: Outcome::Open,
         };
-        let mut script = Script {
-            input,
-            found,
-            next: 0,
-            time: 100,
-            end: 0,
-        };
+        let mut script = Script { input, found, next: 0, time: 100, end: 0 };
         while !script.input.is_empty() && script.found.log.len() < LONG {
             script.step();
         }
@@ -165,9 +159,7 @@ impl<'a> Plan<'a> {
             kind,
             count,
             far: if count > 0xf0 { input.u64() } else { 0 },
-            edits: (0..kind >> 4)
-                .map(|_| (input.byte(), input.byte(), input.byte()))
-                .collect(),
+            edits: (0..kind >> 4).map(|_| (input.byte(), input.byte(), input.byte())).collect(),
             raw: if kind % 16 > 13 { input.bytes() } else { &[] },
         }
     }
@@ -181,15 +173,9 @@ impl<'a> Plan<'a> {
             _ => {}
         }
         let frames = chain(&found.log);
-        let top = found
-            .places
-            .last_key_value()
-            .map_or(0, |(n, _)| n.saturating_add(1))
-            .min(500);
-        let mut ends: Vec<u64> = frames
-            .iter()
-            .map(|(at, frame)| (at + frame.size()) as u64)
-            .collect();
+        let top = found.places.last_key_value().map_or(0, |(n, _)| n.saturating_add(1)).min(500);
+        let mut ends: Vec<u64> =
+            frames.iter().map(|(at, frame)| (at + frame.size()) as u64).collect();
         // Beyond damage, too.
         ends.extend(
             (ends.len() as u64 + 1..top).map(|n| found.places.get(&n).map_or(0, |at| *at as u64)),
@@ -236,14 +222,10 @@ fn chain(log: &[u8]) -> Vec<(usize, Parsed<'_>)> {
 /// How many of the frames are a batch, alone or with those before: one that begins with a first
 /// frame, ends with its last, shares one time that is later than `after`.
 fn first_batch(frames: &[(usize, Parsed<'_>)], after: u64) -> Option<usize> {
-    let (_, head) = frames
-        .first()
-        .filter(|(_, head)| head.first && head.time > after)?;
+    let (_, head) = frames.first().filter(|(_, head)| head.first && head.time > after)?;
     let len = 1 + frames.iter().position(|(_, frame)| frame.last)?;
     let rest = &frames[1..len];
-    let fits = rest
-        .iter()
-        .all(|(_, frame)| !frame.first && frame.time == head.time);
+    let fits = rest.iter().all(|(_, frame)| !frame.first && frame.time == head.time);
     fits.then_some(len)
 }
 
@@ -294,18 +276,13 @@ impl Found {
     /// No event seems to be at two places: each frame is where it was put, and no entry points to
     /// a copy.
     fn is_plain(&self) -> bool {
-        let entries = self
-            .index
-            .as_ref()
-            .map_or(0, |index| index.len() as u64 / 8);
+        let entries = self.index.as_ref().map_or(0, |index| index.len() as u64 / 8);
         let at_home = |n: u64| match self.entry(n) {
             Some(at) if self.frame(n, at).is_some() => self.places.get(&n) == Some(&at),
             _ => true,
         };
         let chain = chain(&self.log);
-        let home = (0..)
-            .zip(&chain)
-            .all(|(n, (at, _))| self.places.get(&n) == Some(at));
+        let home = (0..).zip(&chain).all(|(n, (at, _))| self.places.get(&n) == Some(at));
         self.plain && home && (0..entries).all(at_home)
     }
 
@@ -369,10 +346,7 @@ impl Found {
             return false;
         };
         let places = [self.places.get(&last).copied(), self.entry(last)];
-        places
-            .into_iter()
-            .flatten()
-            .any(|at| self.is_torn(last, at))
+        places.into_iter().flatten().any(|at| self.is_torn(last, at))
     }
 
     /// The batch that the frame is in goes on behind it, and does not end.
@@ -408,19 +382,10 @@ impl Drop for Found {
         }
         let words = self.index.as_ref().map(|index| index.len() as u64 / 8);
         eprintln!("count {:?}, {words:?} words in the index", self.count());
-        eprintln!(
-            "log of {} bytes: {} frames from 0 on",
-            self.log.len(),
-            chain(&self.log).len()
-        );
+        eprintln!("log of {} bytes: {} frames from 0 on", self.log.len(), chain(&self.log).len());
         for (&n, &at) in &self.places {
-            let frame = self
-                .frame(n, at)
-                .map(|f| (f.first, f.last, f.time, f.payload.len()));
-            eprintln!(
-                "  event {n} at {at}, the index says {:?}: {frame:?}",
-                self.entry(n)
-            );
+            let frame = self.frame(n, at).map(|f| (f.first, f.last, f.time, f.payload.len()));
+            eprintln!("  event {n} at {at}, the index says {:?}: {frame:?}", self.entry(n));
         }
     }
 }
@@ -447,12 +412,7 @@ impl View {
         let events = indices.map(|n| (n, stream.event(n))).collect();
         assert_eq!(stream.event(count), Err(Error::NotFound));
         assert!(stream.read(count.saturating_add(1)).err() == Some(Error::NotFound));
-        View {
-            _store: store,
-            stream,
-            count,
-            events,
-        }
+        View { _store: store, stream, count, events }
     }
 
     fn intact(&self) -> impl Iterator<Item = &Event> {
@@ -507,25 +467,15 @@ impl View {
             let read = self.stream.read_view(at as u64, len, &mut cursor).unwrap();
             assert_eq!(read, lines[at..lines.len().min(at + len)]);
         }
-        assert_eq!(
-            self.stream.read_view(u64::MAX, 10, &mut cursor),
-            Ok(Vec::new())
-        );
+        assert_eq!(self.stream.read_view(u64::MAX, 10, &mut cursor), Ok(Vec::new()));
     }
 
     /// The first event at or after a time is found.
     fn is_found_by_time(&self) {
         let events: Vec<&Event> = self.intact().collect();
-        for time in events
-            .iter()
-            .flat_map(|event| [event.time, event.time + 1])
-            .take(20)
-        {
+        for time in events.iter().flat_map(|event| [event.time, event.time + 1]).take(20) {
             let first = events.iter().position(|event| event.time >= time);
-            assert_eq!(
-                self.stream.since(time),
-                Ok(first.unwrap_or(events.len()) as u64)
-            );
+            assert_eq!(self.stream.since(time), Ok(first.unwrap_or(events.len()) as u64));
         }
     }
 }
@@ -569,10 +519,7 @@ pub fn run(bytes: &[u8]) {
     check_log(&found, &log);
     // No events: whether any would be taken.
     let lost = first.stream.append([""; 0], None).is_err();
-    assert!(
-        !lost || log.len() == found.log.len(),
-        "it takes no appends, and was changed"
-    );
+    assert!(!lost || log.len() == found.log.len(), "it takes no appends, and was changed");
     drop(first);
 
     let index = disk.get("index");
@@ -587,10 +534,7 @@ pub fn run(bytes: &[u8]) {
     match again.stream.append(["new", ""], Some(again.count)) {
         Err(Error::Stopped { .. }) => {
             assert!(!matches!(outcome, Outcome::Whole(_)));
-            assert!(
-                lost && disk.get("log").unwrap() == log,
-                "it takes no appends"
-            );
+            assert!(lost && disk.get("log").unwrap() == log, "it takes no appends");
         }
         appended => {
             assert_eq!(appended, Ok(again.count));
@@ -638,9 +582,7 @@ fn check_log(found: &Found, after: &[u8]) {
         Outcome::Open => {}
         Outcome::Whole(whole) => {
             let chain = chain(&found.log);
-            let end = whole
-                .checked_sub(1)
-                .map_or(0, |last| chain[last].0 + chain[last].1.size());
+            let end = whole.checked_sub(1).map_or(0, |last| chain[last].0 + chain[last].1.size());
             let rest = &found.log[end..];
             assert!(after.len() >= end && after[end..].iter().all(|&byte| byte == 0));
             // So many zeros at most are taken in advance; more are given back.
@@ -660,15 +602,9 @@ fn appends(found: &Found, disk: &Memory, before: &View) {
         let view = View::of(disk, false, found);
         assert_eq!(view.count, before.count + 2);
         before.is_in(&view, found);
-        let new = [
-            view.stream.event(before.count),
-            view.stream.event(before.count + 1),
-        ];
+        let new = [view.stream.event(before.count), view.stream.event(before.count + 1)];
         let [first, second] = new.map(|event| event.expect("it was appended"));
-        assert_eq!(
-            (&first.bytes[..], &second.bytes[..]),
-            (&b"new"[..], &b""[..])
-        );
+        assert_eq!((&first.bytes[..], &second.bytes[..]), (&b"new"[..], &b""[..]));
         assert_eq!(first.time, second.time);
         if let Some(Ok(last)) = before.events.get(&before.count.wrapping_sub(1)) {
             assert!(last.time < first.time);

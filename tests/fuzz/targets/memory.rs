@@ -62,9 +62,7 @@ impl Memory {
     pub(super) fn copy(&self) -> Memory {
         let copy = Memory::new(self.state().clock);
         for name in ["log", "index"] {
-            self.get(name)
-                .into_iter()
-                .for_each(|bytes| copy.put(name, bytes));
+            self.get(name).into_iter().for_each(|bytes| copy.put(name, bytes));
         }
         copy
     }
@@ -93,10 +91,7 @@ impl Memory {
 }
 
 fn inode(name: &str, bytes: Vec<u8>) -> Inode {
-    Inode {
-        number: if name == "log" { LOG } else { INDEX },
-        bytes: Arc::new(Mutex::new(bytes)),
-    }
+    Inode { number: if name == "log" { LOG } else { INDEX }, bytes: Arc::new(Mutex::new(bytes)) }
 }
 
 impl Inode {
@@ -129,10 +124,7 @@ impl Disk for Memory {
     fn scratch(&self) -> io::Result<Inode> {
         let mut state = self.state();
         state.scratches += 1;
-        Ok(Inode {
-            number: 100 + state.scratches,
-            bytes: Arc::default(),
-        })
+        Ok(Inode { number: 100 + state.scratches, bytes: Arc::default() })
     }
 
     fn read_at(&self, file: &Inode, bytes: &mut [u8], at: u64) -> io::Result<usize> {

@@ -18,12 +18,7 @@ const LINE: &[u8] = &[b'\n'; 64];
 
 fn frame(first: bool, last: bool, time: u64, len: usize) -> Frame<'static> {
     let line = &LINE[..=len];
-    Frame {
-        first,
-        last,
-        time,
-        line,
-    }
+    Frame { first, last, time, line }
 }
 
 // ---- the walk --------------------------------------------------------------------------------
@@ -57,10 +52,7 @@ fn walks(input: &mut Input<'_>) {
     if start & 1 == 1 {
         let before = frame(start & 2 != 0, start & 4 != 0, 1 + u64::from(start), 0);
         walk = Walk::new(next, at, Some(&before));
-        assert_eq!(
-            (walk.next, walk.at, walk.whole, walk.end),
-            (next, at, next, at)
-        );
+        assert_eq!((walk.next, walk.at, walk.whole, walk.end), (next, at, next, at));
         over.push(before);
     }
     // The first frame may be in the middle of its batch.
@@ -90,10 +82,7 @@ fn walks(input: &mut Input<'_>) {
             continue;
         }
         over.push(frame);
-        assert_eq!(
-            (walk.next, walk.at),
-            (before.next + 1, before.at + frame.size())
-        );
+        assert_eq!((walk.next, walk.at), (before.next + 1, before.at + frame.size()));
         if frame.last {
             whole = (walk.next, walk.at, frame.time);
         }
@@ -112,15 +101,9 @@ fn table(facts: Facts) -> Decision {
         // A frame that does not check, a valid one directly behind, and no count to say more.
         (None, true) => Decision::Lost,
         // As many as are counted.
-        (Some(n), _) if n == facts.whole => Decision::Use {
-            adopt: false,
-            cut: rest,
-        },
+        (Some(n), _) if n == facts.whole => Decision::Use { adopt: false, cut: rest },
         // More than are counted, or none are counted.
-        _ => Decision::Use {
-            adopt: true,
-            cut: rest,
-        },
+        _ => Decision::Use { adopt: true, cut: rest },
     }
 }
 
@@ -187,11 +170,7 @@ fn survives(input: &mut Input<'_>) {
         frames.truncate(least + usize::from(tail >> 4) % (frames.len() - least));
     }
     let whole = ends[ends.len() - 1];
-    let tail = if tail & 1 == 1 {
-        Tail::Garbage
-    } else {
-        Tail::Zeros
-    };
+    let tail = if tail & 1 == 1 { Tail::Garbage } else { Tail::Zeros };
     let indexed = (index & 1 == 1).then(|| ends[usize::from(index >> 1) % ends.len()]);
     // The last sound entry: any up to the count.
     let from = indexed.map_or(0, |count| usize::from(index) % (count + 1));
@@ -201,27 +180,14 @@ fn survives(input: &mut Input<'_>) {
     };
     assert_eq!(
         (walk.whole, walk.whole_time),
-        (
-            whole as u64,
-            if whole == 0 {
-                0
-            } else {
-                frames[whole - 1].time
-            }
-        )
+        (whole as u64, if whole == 0 { 0 } else { frames[whole - 1].time })
     );
     assert_eq!(walk.end, frames[..whole].iter().map(Frame::size).sum());
     assert_eq!(adopt, indexed != Some(whole));
     assert_eq!(cut, frames.len() > whole || tail == Tail::Garbage);
     frames.truncate(whole);
     let (_, facts) = recover(&frames, whole, Tail::Zeros, Some(whole as u64));
-    assert_eq!(
-        decide(facts),
-        Decision::Use {
-            adopt: false,
-            cut: false
-        }
-    );
+    assert_eq!(decide(facts), Decision::Use { adopt: false, cut: false });
     if whole > 0 {
         // And had the disk lost one that was counted, that would be said.
         let (_, facts) = recover(&frames[..whole - 1], 0, Tail::Zeros, Some(whole as u64));

@@ -99,10 +99,7 @@ impl Model {
 
     fn view(&self, from: usize) -> Vec<u8> {
         let lines = self.events[from..].iter();
-        lines
-            .flat_map(|(event, _)| event.iter().chain(b"\n"))
-            .copied()
-            .collect()
+        lines.flat_map(|(event, _)| event.iter().chain(b"\n")).copied().collect()
     }
 }
 
@@ -155,10 +152,7 @@ pub fn run(bytes: &[u8]) {
     world.holds();
     world.reopen(true);
     world.holds();
-    assert_eq!(
-        world.tree.mkdir(ROOT, "x".as_ref(), 0o755, user()).err(),
-        Some(Error::ReadOnly)
-    );
+    assert_eq!(world.tree.mkdir(ROOT, "x".as_ref(), 0o755, user()).err(), Some(Error::ReadOnly));
 }
 
 fn nanos(time: SystemTime) -> u64 {
@@ -185,11 +179,7 @@ impl World {
     /// A store with the stream `t`, whose events have known times.
     fn new(input: &mut Input<'_>) -> World {
         let base = Path::new("/dev/shm");
-        let dir = if base.is_dir() {
-            TempDir::new_in(base)
-        } else {
-            TempDir::new()
-        };
+        let dir = if base.is_dir() { TempDir::new_in(base) } else { TempDir::new() };
         let dir = dir.unwrap();
         let (mut log, mut model, mut time) = (Vec::new(), Model::default(), 0);
         for n in 0..input.below(5) {
@@ -282,16 +272,8 @@ impl World {
 
     /// `@` and about the time of an event, with more or fewer digits.
     fn time_name(&self, n: u8, input: &mut Input<'_>) -> Vec<u8> {
-        let times: Vec<u64> = self
-            .streams
-            .values()
-            .flat_map(|m| &m.events)
-            .map(|e| e.1)
-            .collect();
-        let time = times
-            .get(usize::from(n) % (times.len() + 1))
-            .copied()
-            .unwrap_or(0);
+        let times: Vec<u64> = self.streams.values().flat_map(|m| &m.events).map(|e| e.1).collect();
+        let time = times.get(usize::from(n) % (times.len() + 1)).copied().unwrap_or(0);
         let how = input.byte();
         let time = time.saturating_add_signed([0, 1, -1, 500_000_000][usize::from(how) % 4]);
         let (seconds, nanos) = (time / 1_000_000_000, time % 1_000_000_000);
@@ -311,9 +293,9 @@ impl World {
     fn expected(&self, parent: Place, name: &[u8]) -> Option<Place> {
         match parent {
             Place::Root if name == b".status" => Some(Place::Status),
-            Place::Root => Some(Place::Stream(
-                self.streams.get(name).filter(|_| names_a_stream(name))?.id,
-            )),
+            Place::Root => {
+                Some(Place::Stream(self.streams.get(name).filter(|_| names_a_stream(name))?.id))
+            }
             Place::Stream(id) => match name {
                 b"events" | b"lines" => Some(Place::Lines(id, 0)),
                 b"new" => Some(Place::New(id)),
@@ -331,18 +313,12 @@ impl World {
                     Horizon::Newest => Some(Place::Link(id, count.saturating_sub(1))),
                     Horizon::Next => Some(Place::Link(id, count)),
                     Horizon::At(seconds, fraction) => {
-                        let first = model
-                            .events
-                            .iter()
-                            .position(|e| is_since(e.1, &seconds, &fraction));
+                        let first =
+                            model.events.iter().position(|e| is_since(e.1, &seconds, &fraction));
                         Some(Place::Link(id, first.unwrap_or(count)))
                     }
                     Horizon::Index(n) => {
-                        let last = if view == View::At {
-                            count.checked_sub(1)?
-                        } else {
-                            count
-                        };
+                        let last = if view == View::At { count.checked_sub(1)? } else { count };
                         let there = by_digits(&n, &last.to_string()).is_le();
                         let n = n.parse().ok().filter(|_| there)?;
                         Some(match view {
@@ -400,22 +376,13 @@ impl World {
             Place::Status => (Type::File, None),
             Place::Follow(..) => (Type::File, Some(1)),
             Place::New(_) => (Type::File, Some(0)),
-            Place::Count(id) => (
-                Type::File,
-                Some(self.model(id).count().to_string().len() + 1),
-            ),
+            Place::Count(id) => (Type::File, Some(self.model(id).count().to_string().len() + 1)),
             Place::Link(_, to) => (Type::Link, Some(to.to_string().len())),
         };
         assert_eq!(attr.node.file_type(), kind, "{place:?}");
-        assert!(
-            size.is_none_or(|size| attr.size == size as u64),
-            "{place:?}: {attr:?}"
-        );
+        assert!(size.is_none_or(|size| attr.size == size as u64), "{place:?}: {attr:?}");
         if let Place::At(id, n) = place {
-            assert_eq!(
-                Some(nanos(attr.time)),
-                self.model(id).events.get(n).map(|e| e.1)
-            );
+            assert_eq!(Some(nanos(attr.time)), self.model(id).events.get(n).map(|e| e.1));
         }
     }
 
@@ -462,9 +429,7 @@ impl World {
     fn mkdir(&mut self, input: &mut Input<'_>) {
         let (parent, place) = self.some_number(input);
         let name = self.name(input);
-        let made = self
-            .tree
-            .mkdir(parent, OsStr::from_bytes(&name), 0o755, user());
+        let made = self.tree.mkdir(parent, OsStr::from_bytes(&name), 0o755, user());
         if place != Place::Root {
             return assert_eq!(made.err(), Some(Error::NotPermitted));
         }
@@ -476,13 +441,9 @@ impl World {
                         && !self.streams.contains_key(&name)
                 );
                 self.last_id += 1;
-                let model = Model {
-                    events: Vec::new(),
-                    id: self.last_id,
-                };
+                let model = Model { events: Vec::new(), id: self.last_id };
                 self.streams.insert(name, model);
-                self.known
-                    .insert(attr.node.number(), Place::Stream(self.last_id));
+                self.known.insert(attr.node.number(), Place::Stream(self.last_id));
             }
             Err(Error::Invalid) => assert!(!names_a_stream(&name)),
             Err(Error::Exists) => assert!(self.streams.contains_key(&name)),
@@ -527,9 +488,7 @@ impl World {
             return;
         }
         let names = [&from, &to].map(|name| OsStr::from_bytes(name));
-        let renamed = self
-            .tree
-            .rename((ROOT, names[0]), (ROOT, names[1]), replace);
+        let renamed = self.tree.rename((ROOT, names[0]), (ROOT, names[1]), replace);
         let there = self.streams.contains_key(&from);
         let free = self.streams.get(&to).is_none_or(|model| model.count() == 0);
         let allowed = replace || !self.streams.contains_key(&to);
@@ -563,11 +522,7 @@ impl World {
         let n = input.byte();
         // Often the root.
         let n = usize::from(n.saturating_sub(0x80)) % self.known.len();
-        self.known
-            .iter()
-            .nth(n)
-            .map(|(number, place)| (*number, *place))
-            .unwrap()
+        self.known.iter().nth(n).map(|(number, place)| (*number, *place)).unwrap()
     }
 
     // ---- appends ----
@@ -633,11 +588,7 @@ impl World {
 
     /// The events are there; their times are later than those before.
     fn appended(&mut self, id: usize, events: Vec<Vec<u8>>) {
-        let (name, _) = self
-            .streams
-            .iter()
-            .find(|(_, model)| model.id == id)
-            .unwrap();
+        let (name, _) = self.streams.iter().find(|(_, model)| model.id == id).unwrap();
         let name = name.clone();
         let (_, stream) = self.lookup_path(&[&name, b"at"]);
         for event in events {
@@ -663,11 +614,8 @@ impl World {
     fn create(&mut self, input: &mut Input<'_>) {
         let (parent, place) = self.some_number(input);
         let name = self.name(input);
-        let created = self.tree.create(
-            parent,
-            OsStr::from_bytes(&name),
-            libc::O_WRONLY | libc::O_CREAT,
-        );
+        let created =
+            self.tree.create(parent, OsStr::from_bytes(&name), libc::O_WRONLY | libc::O_CREAT);
         let (Place::Views(id, view), Some(Horizon::Index(n))) = (place, horizon(&name)) else {
             return assert_eq!(created.err(), Some(Error::NotPermitted));
         };
@@ -695,9 +643,9 @@ impl World {
         let (number, place) = self.some_number(input);
         let mut expected: Vec<&[u8]> = match place {
             Place::Root => self.streams.keys().map(Vec::as_slice).collect(),
-            Place::Stream(_) => vec![
-                b"events", b"lines", b"new", b"count", b"from", b"at", b"follow",
-            ],
+            Place::Stream(_) => {
+                vec![b"events", b"lines", b"new", b"count", b"from", b"at", b"follow"]
+            }
             Place::Views(..) => vec![b"beginning", b"newest", b"next"],
             _ => Vec::new(),
         };
@@ -728,12 +676,7 @@ impl World {
         drop(self.tree.attr(number));
         drop(self.tree.readlink(number));
         drop(self.tree.sync_names(number));
-        let flags = [
-            libc::O_RDONLY,
-            libc::O_WRONLY,
-            libc::O_WRONLY | libc::O_APPEND,
-            libc::O_RDWR,
-        ];
+        let flags = [libc::O_RDONLY, libc::O_WRONLY, libc::O_WRONLY | libc::O_APPEND, libc::O_RDWR];
         if let Ok(handle) = self.tree.open(number, flags[input.below(4)]) {
             // The status has an open file of another kind.
             if let Ok(file) = self.tree.file(handle) {
@@ -744,10 +687,7 @@ impl World {
         if let Ok((_, handle)) = self.tree.create(number, name, libc::O_WRONLY) {
             self.tree.release(handle).unwrap();
         }
-        drop(
-            self.tree
-                .change(number, None, None, None, Some(input.u64())),
-        );
+        drop(self.tree.change(number, None, None, None, Some(input.u64())));
         let handle = self.tree.opendir(number);
         drop(handle.and_then(|handle| self.tree.entries(handle, input.byte() & 1 == 0)));
         drop(self.tree.lookup(number, name));

@@ -37,10 +37,7 @@ fn crashes(m: &Mnt, numbers: Range<u64>, mut crash: impl FnMut(u64)) {
     writers.check(m);
     assert!(!m.log().contains("takes no appends"), "{}", m.log());
     let recovered = m.log().matches("recovered").count();
-    println!(
-        "{}; {recovered} times events were recovered",
-        writers.report()
-    );
+    println!("{}; {recovered} times events were recovered", writers.report());
 }
 
 #[test]

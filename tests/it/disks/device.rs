@@ -105,20 +105,9 @@ pub struct Device {
 
 impl Device {
     pub fn new(size: u64, image: Image) -> Device {
-        let state = State {
-            now: image.clone(),
-            durable: image,
-            ..State::default()
-        };
-        let disk = Arc::new(Disk {
-            size,
-            state: Mutex::new(state),
-            changed: Condvar::new(),
-        });
-        let device = Device {
-            base: TempDir::new().unwrap(),
-            disk: disk.clone(),
-        };
+        let state = State { now: image.clone(), durable: image, ..State::default() };
+        let disk = Arc::new(Disk { size, state: Mutex::new(state), changed: Condvar::new() });
+        let device = Device { base: TempDir::new().unwrap(), disk: disk.clone() };
         let mut config = Config::default();
         config.n_threads = Some(2);
         let session = Session::new(Served(disk), device.base.path(), &config).unwrap();
@@ -133,11 +122,7 @@ impl Device {
     /// The file that is the disk now.
     pub fn path(&self) -> PathBuf {
         let life = self.state().life;
-        self.base
-            .path()
-            .canonicalize()
-            .unwrap()
-            .join(life.to_string())
+        self.base.path().canonicalize().unwrap().join(life.to_string())
     }
 
     /// The power fails as soon as so many writes wait to be flushed, or after a while: from then on
@@ -206,11 +191,7 @@ impl Disk {
             mtime: UNIX_EPOCH,
             ctime: UNIX_EPOCH,
             crtime: UNIX_EPOCH,
-            kind: if root {
-                FileType::Directory
-            } else {
-                FileType::RegularFile
-            },
+            kind: if root { FileType::Directory } else { FileType::RegularFile },
             perm: if root { 0o700 } else { 0o600 },
             nlink: 1,
             uid: 0,

@@ -27,10 +27,7 @@ impl Faults {
         let base = TempDir::new().unwrap();
         let faults = Faults { base };
         faults.are(&[]);
-        let env = [
-            ("LD_PRELOAD", library().to_path_buf()),
-            ("FAULTS", faults.path()),
-        ];
+        let env = [("LD_PRELOAD", library().to_path_buf()), ("FAULTS", faults.path())];
         (faults, Mnt::in_env(&env))
     }
 
@@ -59,13 +56,8 @@ fn library() -> &'static Path {
         let dir = Path::new(env!("CARGO_TARGET_TMPDIR"));
         let new = dir.join(format!("faults.{}.so", std::process::id()));
         let mut cc = Command::new("cc");
-        cc.args([
-            "-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-o",
-        ]);
-        cc.arg(&new).arg(concat!(
-            env!("CARGO_MANIFEST_DIR"),
-            "/tests/it/disks/faults.c"
-        ));
+        cc.args(["-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-o"]);
+        cc.arg(&new).arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/disks/faults.c"));
         ok(&cc.output().unwrap_or_else(|e| panic!("cc: {e}")));
         // Another run of the tests may be using it.
         let library = dir.join("faults.so");
@@ -150,10 +142,7 @@ fn all_batches_that_share_a_failed_sync_are_told() {
 fn a_failed_batch_that_cannot_be_cut_off_is_there_or_not() {
     for (fault, why) in [
         ("fdatasync s/log 5 0 0 0", "its log failed to sync"),
-        (
-            "pwrite s/log 5 0 60 9999",
-            "a batch that failed could not be cut off again",
-        ),
+        ("pwrite s/log 5 0 60 9999", "a batch that failed could not be cut off again"),
     ] {
         for cut in ["ftruncate s/log 5 0 0 0", "fsync s/log 5 0 0 0"] {
             let (faults, m) = Faults::new();
@@ -332,10 +321,7 @@ fn a_failed_sync_while_it_recovers_stops_the_stream() {
     assert!(text(&read(s.join("events"))).starts_with("first\n"));
     m.restart();
     append(s.join("from/3"), "again\n");
-    assert_eq!(
-        text(&read(s.join("events"))),
-        "first\na batch\nof two\nagain\n"
-    );
+    assert_eq!(text(&read(s.join("events"))), "first\na batch\nof two\nagain\n");
 }
 
 #[test]
@@ -344,13 +330,10 @@ fn a_failed_temporary_file_takes_its_batch_alone() {
     let s = m.stream("s");
     let large = "0123456789abcde\n".repeat(1 << 16);
     append(s.join("events"), "first\n");
-    for (n, fault) in [
-        "open store 5 0 0 0",
-        "pwrite deleted) 5 0 0 999999999",
-        "pread deleted) 5 0 0 999999999",
-    ]
-    .iter()
-    .enumerate()
+    for (n, fault) in
+        ["open store 5 0 0 0", "pwrite deleted) 5 0 0 999999999", "pread deleted) 5 0 0 999999999"]
+            .iter()
+            .enumerate()
     {
         faults.are(&[fault]);
         let lost = try_append(s.join("events"), &large);
@@ -368,13 +351,8 @@ fn a_failed_temporary_file_takes_its_batch_alone() {
 #[test]
 fn a_stream_whose_names_cannot_be_synced_takes_nothing_yet() {
     let (faults, m) = Faults::new();
-    for (n, fault) in [
-        "fsync /index 5 0 0 0",
-        "fsync /s1 5 0 0 0",
-        "fsync store 5 0 0 0",
-    ]
-    .iter()
-    .enumerate()
+    for (n, fault) in
+        ["fsync /index 5 0 0 0", "fsync /s1 5 0 0 0", "fsync store 5 0 0 0"].iter().enumerate()
     {
         let s = m.stream(format!("s{n}"));
         faults.are(&[fault]);
@@ -487,9 +465,7 @@ fn dies(mkfs: &str) {
     for _ in 0..2 {
         writers.all_go_on();
         machine.device.spoil(Some(b""));
-        eventually("all have met it", || {
-            writers.meet(&KINDS, &["EIO", "EROFS"])
-        });
+        eventually("all have met it", || writers.meet(&KINDS, &["EIO", "EROFS"]));
         machine.device.spoil(None);
         machine.cut(0, |_, _| true);
         writers.check(&machine.m);

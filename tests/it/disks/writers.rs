@@ -41,10 +41,7 @@ impl Notes {
         let mut notes = Notes::default();
         // None when the process has yet to make it; and it may be in the middle of a line.
         let all = fs::read_to_string(path).unwrap_or_default();
-        for line in all
-            .split_inclusive('\n')
-            .filter_map(|l| l.strip_suffix('\n'))
-        {
+        for line in all.split_inclusive('\n').filter_map(|l| l.strip_suffix('\n')) {
             match line.split_once(' ') {
                 None => notes.acknowledged.push(line.parse().unwrap()),
                 Some((batch, errno)) => notes.failed.push((batch.parse().unwrap(), errno.into())),
@@ -96,10 +93,7 @@ impl Writers {
 
     /// The writers of these kinds.
     fn of(&self, kinds: &[&str]) -> Vec<&str> {
-        let is = |name: &&str| {
-            name.rsplit_once('-')
-                .is_some_and(|(kind, _)| kinds.contains(&kind))
-        };
+        let is = |name: &&str| name.rsplit_once('-').is_some_and(|(kind, _)| kinds.contains(&kind));
         let names = self.processes.keys().map(String::as_str);
         names.filter(is).collect()
     }
@@ -145,10 +139,7 @@ impl Writers {
     pub fn probe(&mut self, m: &Mnt) {
         let event = format!("{PROBE} {} 1 of 1\n", self.probes);
         append(m.path().join("s/events"), event);
-        let notes = fs::File::options()
-            .create(true)
-            .append(true)
-            .open(self.path(PROBE));
+        let notes = fs::File::options().create(true).append(true).open(self.path(PROBE));
         writeln!(notes.unwrap(), "{}", self.probes).unwrap();
         self.probes += 1;
     }
@@ -158,9 +149,7 @@ impl Writers {
     pub fn check(&mut self, m: &Mnt) {
         let names = self.processes.keys().map(String::as_str).chain([PROBE]);
         // Noted before we look at the streams: the writers go on.
-        let notes: Vec<_> = names
-            .map(|name| (name, Notes::of(&self.path(name))))
-            .collect();
+        let notes: Vec<_> = names.map(|name| (name, Notes::of(&self.path(name)))).collect();
         let mut found = BTreeMap::new();
         for (stream, seen) in STREAMS.iter().zip(&mut self.seen) {
             let now = read(m.path().join(stream).join("events"));

@@ -189,11 +189,7 @@ impl Inode {
     }
     /// A copy of the file, durable.
     fn copy(&self) -> Inode {
-        Inode {
-            cache: self.cache.clone(),
-            disk: self.cache.clone(),
-            ..Inode::default()
-        }
+        Inode { cache: self.cache.clone(), disk: self.cache.clone(), ..Inode::default() }
     }
 }
 
@@ -286,11 +282,7 @@ pub(super) struct Doom {
 impl Doom {
     pub(super) fn roll(rng: &mut Rng) -> Doom {
         let reads = rng.one_in(2);
-        Doom {
-            after: rng.next() % if reads { 60 } else { 12 },
-            strike: Strike::roll(rng),
-            reads,
-        }
+        Doom { after: rng.next() % if reads { 60 } else { 12 }, strike: Strike::roll(rng), reads }
     }
 }
 
@@ -308,15 +300,8 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    const ALL: [Kind; 7] = [
-        Kind::Read,
-        Kind::Lock,
-        Kind::Make,
-        Kind::Write,
-        Kind::Cut,
-        Kind::Sync,
-        Kind::Unlock,
-    ];
+    const ALL: [Kind; 7] =
+        [Kind::Read, Kind::Lock, Kind::Make, Kind::Write, Kind::Cut, Kind::Sync, Kind::Unlock];
 }
 
 /// How a disk call is to go.
@@ -393,11 +378,7 @@ impl Climate {
             // What is cut off comes back, and fits.
             0 => Climate {
                 rates: &[None, Some(6), Some(3), Some(2)],
-                weak: rng.one_of(&[
-                    &[Kind::Write][..],
-                    &[Kind::Sync],
-                    &[Kind::Write, Kind::Sync],
-                ]),
+                weak: rng.one_of(&[&[Kind::Write][..], &[Kind::Sync], &[Kind::Write, Kind::Sync]]),
                 tight: true,
                 crashes: 3,
                 unit: rng.one_of(&[100, 256, 512, 512]),
@@ -409,20 +390,9 @@ impl Climate {
                 ..mixed
             },
             // Many streams are young, and change their names.
-            1 => Climate {
-                names: 2,
-                changes: 15,
-                ..mixed
-            },
+            1 => Climate { names: 2, changes: 15, ..mixed },
             // An index is a rare thing, and frames get lost alone.
-            2 => Climate {
-                unlinks: 10,
-                crashes: 3,
-                unit: 512,
-                names: 1,
-                luck: None,
-                ..mixed
-            },
+            2 => Climate { unlinks: 10, crashes: 3, unit: 512, names: 1, luck: None, ..mixed },
             _ => mixed,
         }
     }
@@ -623,10 +593,8 @@ impl World {
             self.locks.retain(|held| held.engine != engine);
             if self.rng.one_in(2) {
                 // While another engine mends what this one left.
-                self.doom = Some(Doom {
-                    strike: Strike::Crash(When::After),
-                    ..Doom::roll(&mut self.rng)
-                });
+                self.doom =
+                    Some(Doom { strike: Strike::Crash(When::After), ..Doom::roll(&mut self.rng) });
             }
         }
     }
@@ -641,14 +609,7 @@ impl World {
     /// The machine starts again, with what survived.
     pub(super) fn reboot(&mut self) {
         self.count("crashes");
-        let World {
-            rng,
-            files,
-            dirs,
-            stats,
-            climate,
-            ..
-        } = self;
+        let World { rng, files, dirs, stats, climate, .. } = self;
         let names = Luck::roll(rng);
         for dir in dirs.values_mut() {
             let mut lost = Vec::new();
@@ -838,9 +799,7 @@ impl SimDisk {
             _ => {}
         }
         if w.verbose || turn.fail.is_some() || strike.is_some() {
-            let told = turn
-                .fail
-                .map_or(String::new(), |code| format!("  FAILS {code}"));
+            let told = turn.fail.map_or(String::new(), |code| format!("  FAILS {code}"));
             let line = format!("    {} {}{told}", self.engine, what());
             w.note(line);
         }
@@ -852,11 +811,7 @@ impl SimDisk {
                 let during = when == When::During;
                 let short = during && kind == Kind::Write;
                 let torn = during && machine && kind == Kind::Sync;
-                let turn = Turn {
-                    short,
-                    torn,
-                    ..Turn::default()
-                };
+                let turn = Turn { short, torn, ..Turn::default() };
                 let result = run(w, turn);
                 w.die(machine, self.engine);
                 // A file locks the world when it is dropped.
@@ -1059,12 +1014,7 @@ impl Disk for SimDisk {
                 w.faults += 1;
                 return errno(libc::EWOULDBLOCK);
             }
-            w.locks.push(Held {
-                ino: file.ino,
-                handle: file.handle,
-                engine: self.engine,
-                shared,
-            });
+            w.locks.push(Held { ino: file.ino, handle: file.handle, engine: self.engine, shared });
             Ok(())
         })
     }

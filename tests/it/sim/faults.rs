@@ -47,21 +47,9 @@ const FAULTS: &[Fault] = &[
             "if fault!() { files.publish(new.count)?; } if disk.sync_data(&files.log).is_err() {",
         )],
     ),
-    fault(
-        "no sync",
-        "commit.rs",
-        &[("disk.sync_data(&files.log).is_err()", "false")],
-    ),
-    fault(
-        "names not synced",
-        "commit.rs",
-        &[("files.sync_names()?;", "")],
-    ),
-    fault(
-        "index not synced before the first event",
-        "commit.rs",
-        &[("files.sync_index()?;", "")],
-    ),
+    fault("no sync", "commit.rs", &[("disk.sync_data(&files.log).is_err()", "false")]),
+    fault("names not synced", "commit.rs", &[("files.sync_names()?;", "")]),
+    fault("index not synced before the first event", "commit.rs", &[("files.sync_index()?;", "")]),
     fault(
         "time may go back",
         "commit.rs",
@@ -70,19 +58,13 @@ const FAULTS: &[Fault] = &[
     fault(
         "short writes taken for whole ones",
         "spill.rs",
-        &[(
-            "bytes = &bytes[written..];",
-            "bytes = &bytes[bytes.len()..];",
-        )],
+        &[("bytes = &bytes[written..];", "bytes = &bytes[bytes.len()..];")],
     ),
     // ---- a commit that fails ----
     fault(
         "failed sync acknowledged",
         "commit.rs",
-        &[(
-            "disk.sync_data(&files.log).is_err()",
-            "{ let _ = disk.sync_data(&files.log); false }",
-        )],
+        &[("disk.sync_data(&files.log).is_err()", "{ let _ = disk.sync_data(&files.log); false }")],
     ),
     fault(
         "failed sync not cut",
@@ -96,10 +78,7 @@ const FAULTS: &[Fault] = &[
     fault(
         "failed sync, its cut not synced",
         "commit.rs",
-        &[(
-            "let _ = cut.and_then(|()| disk.sync_all(&files.log));",
-            "drop(cut);",
-        )],
+        &[("let _ = cut.and_then(|()| disk.sync_all(&files.log));", "drop(cut);")],
     ),
     fault(
         "failed sync does not stop the stream",
@@ -109,18 +88,11 @@ const FAULTS: &[Fault] = &[
             r#"return Err(self.unknown(&"its log failed to sync"));"#,
         )],
     ),
-    fault(
-        "a stopped stream goes on",
-        "commit.rs",
-        &[("stopped.or(lost)", "lost")],
-    ),
+    fault("a stopped stream goes on", "commit.rs", &[("stopped.or(lost)", "lost")]),
     fault(
         "failed write not cut",
         "commit.rs",
-        &[(
-            "return Err(self.undo(files, tip.end, error));",
-            "return Err(error);",
-        )],
+        &[("return Err(self.undo(files, tip.end, error));", "return Err(error);")],
     ),
     fault(
         "failed write, its cut not synced",
@@ -133,10 +105,7 @@ const FAULTS: &[Fault] = &[
     fault(
         "failed cut ignored",
         "commit.rs",
-        &[(
-            r#"self.stop(files, "a batch that failed could not be cut off again");"#,
-            "",
-        )],
+        &[(r#"self.stop(files, "a batch that failed could not be cut off again");"#, "")],
     ),
     fault(
         "half a batch after a failed write",
@@ -181,18 +150,11 @@ const FAULTS: &[Fault] = &[
         "commit.rs",
         &[("guard != new.count", "guard != tip.count")],
     ),
-    fault(
-        "EEXIST though the winner failed",
-        "commit.rs",
-        &[("guard < before", "guard <= before")],
-    ),
+    fault("EEXIST though the winner failed", "commit.rs", &[("guard < before", "guard <= before")]),
     fault(
         "commit without the lock",
         "commit.rs",
-        &[(
-            r#"disk.lock(&files.log, false).map_err(self.os("log"))?;"#,
-            "",
-        )],
+        &[(r#"disk.lock(&files.log, false).map_err(self.os("log"))?;"#, "")],
     ),
     fault(
         "failed unlock acknowledged",
@@ -205,27 +167,16 @@ const FAULTS: &[Fault] = &[
     fault(
         "acknowledged without a look at the log",
         "commit.rs",
-        &[(
-            r#"disk.stat(&files.log).map_err(self.os("log")).map(drop)"#,
-            "Ok(())",
-        )],
+        &[(r#"disk.stat(&files.log).map_err(self.os("log")).map(drop)"#, "Ok(())")],
     ),
-    fault(
-        "commit to a log without a name",
-        "commit.rs",
-        &[("log.named && index.named", "true")],
-    ),
+    fault("commit to a log without a name", "commit.rs", &[("log.named && index.named", "true")]),
     fault(
         "first commit to another one's name",
         "commit.rs",
         &[("named != Some(files.identity)", "false")],
     ),
     // ---- recovery ----
-    fault(
-        "nothing adopted",
-        "recover.rs",
-        &[("count != Some(facts.whole)", "count.is_none()")],
-    ),
+    fault("nothing adopted", "recover.rs", &[("count != Some(facts.whole)", "count.is_none()")]),
     fault(
         "half of a batch adopted",
         "recover.rs",
@@ -235,10 +186,7 @@ const FAULTS: &[Fault] = &[
     fault(
         "a batch need not begin with a first frame",
         "recover.rs",
-        &[(
-            "frame.first && frame.time > self.time",
-            "frame.time > self.time",
-        )],
+        &[("frame.first && frame.time > self.time", "frame.time > self.time")],
     ),
     fault(
         "a batch need not be later than the one before",
@@ -248,10 +196,7 @@ const FAULTS: &[Fault] = &[
     fault(
         "a batch need not end before the next",
         "recover.rs",
-        &[(
-            "!frame.first && frame.time == self.time",
-            "frame.time >= self.time",
-        )],
+        &[("!frame.first && frame.time == self.time", "frame.time >= self.time")],
     ),
     fault(
         "a batch need not share one time",
@@ -261,16 +206,9 @@ const FAULTS: &[Fault] = &[
     fault(
         "cut not synced",
         "mend.rs",
-        &[(
-            "(cut || tip.end > found.beyond)",
-            "(tip.end > found.beyond)",
-        )],
+        &[("(cut || tip.end > found.beyond)", "(tip.end > found.beyond)")],
     ),
-    fault(
-        "adopted without a sync",
-        "mend.rs",
-        &[("(cut || tip.end > found.beyond)", "cut")],
-    ),
+    fault("adopted without a sync", "mend.rs", &[("(cut || tip.end > found.beyond)", "cut")]),
     fault(
         "adopted frames not rewritten",
         "mend.rs",
@@ -288,10 +226,7 @@ const FAULTS: &[Fault] = &[
     fault(
         "failed sync of what was recovered ignored",
         "mend.rs",
-        &[(
-            r#"return Err(self.stop(files, "its log failed to sync"));"#,
-            "",
-        )],
+        &[(r#"return Err(self.stop(files, "its log failed to sync"));"#, "")],
     ),
     fault(
         "failed sync of what was recovered forgotten",
@@ -309,10 +244,7 @@ const FAULTS: &[Fault] = &[
     fault(
         "rebuilt index not emptied first",
         "mend.rs",
-        &[(
-            r#"disk.set_len(&files.index, 0).map_err(files.os("index"))?;"#,
-            "",
-        )],
+        &[(r#"disk.set_len(&files.index, 0).map_err(files.os("index"))?;"#, "")],
     ),
     fault(
         "rebuilt index not synced",
@@ -331,11 +263,7 @@ const FAULTS: &[Fault] = &[
         &[("let _ = disk.set_len(&files.index, 0);", "")],
     ),
     // ---- what is believed ----
-    fault(
-        "another log's index believed",
-        "log.rs",
-        &[("identity == self.identity", "true")],
-    ),
+    fault("another log's index believed", "log.rs", &[("identity == self.identity", "true")]),
     fault(
         "the end of the log taken from the index",
         "stream.rs",
@@ -352,18 +280,12 @@ const FAULTS: &[Fault] = &[
     fault(
         "checksum not looked at",
         "frame.rs",
-        &[(
-            "crc != checksum(index, len, time, &line[..length])",
-            "false",
-        )],
+        &[("crc != checksum(index, len, time, &line[..length])", "false")],
     ),
     fault(
         "short reads taken for the end",
         "log.rs",
-        &[(
-            "more => read += more,",
-            "more => { read += more; if fault!() { break; } }",
-        )],
+        &[("more => read += more,", "more => { read += more; if fault!() { break; } }")],
     ),
     fault(
         "a reader stays at an index that did not count",
@@ -377,18 +299,12 @@ const FAULTS: &[Fault] = &[
     fault(
         "rename not synced",
         "store.rs",
-        &[(
-            r#"disk.sync_dir(Path::new("")).map_err(Error::os("the store"))"#,
-            "Ok(())",
-        )],
+        &[(r#"disk.sync_dir(Path::new("")).map_err(Error::os("the store"))"#, "Ok(())")],
     ),
     fault(
         "a stream with events removed",
         "commit.rs",
-        &[(
-            "match tip.count {",
-            "match if fault!() { 0 } else { tip.count } {",
-        )],
+        &[("match tip.count {", "match if fault!() { 0 } else { tip.count } {")],
     ),
     fault(
         "another one's name while its lock was waited for",
@@ -433,11 +349,7 @@ fn places(source: &str, wanted: &str) -> Vec<Range<usize>> {
         let (last, c) = at[at.len() - 1];
         at[0].0..last + c.len_utf8()
     };
-    source
-        .windows(wanted.len())
-        .filter(here)
-        .map(range)
-        .collect()
+    source.windows(wanted.len()).filter(here).map(range).collect()
 }
 
 /// The source with these faults in it.
@@ -461,10 +373,7 @@ fn plant(file: &str, source: &str, faults: &[&Fault]) -> String {
             let new = if instead.contains("fault!()") {
                 instead.replace("fault!()", &on)
             } else {
-                format!(
-                    "{{ if {on} {{ {instead} }} else {{ {} }} }}",
-                    &planted[place.clone()]
-                )
+                format!("{{ if {on} {{ {instead} }} else {{ {} }} }}", &planted[place.clone()])
             };
             planted.replace_range(place, &new);
         }
@@ -500,10 +409,7 @@ fn copy(to: &Path) {
     let project = Path::new(env!("CARGO_MANIFEST_DIR"));
     let read = |path: &str| fs::read_to_string(project.join(path)).unwrap();
     // Not a member of any workspace around it.
-    write(
-        &to.join("Cargo.toml"),
-        &(read("Cargo.toml") + "\n[workspace]\n"),
-    );
+    write(&to.join("Cargo.toml"), &(read("Cargo.toml") + "\n[workspace]\n"));
     write(&to.join("Cargo.lock"), &read("Cargo.lock"));
     for entry in fs::read_dir(project.join("src")).unwrap() {
         let name = entry.unwrap().file_name().into_string().unwrap();
@@ -517,16 +423,10 @@ fn copy(to: &Path) {
         }
     }
     let without = |path: &str, skip: &dyn Fn(&str) -> bool| {
-        let kept: Vec<_> = read(path)
-            .lines()
-            .filter(|l| !skip(l))
-            .map(str::to_string)
-            .collect();
+        let kept: Vec<_> = read(path).lines().filter(|l| !skip(l)).map(str::to_string).collect();
         write(&to.join(path), &(kept.join("\n") + "\n"));
     };
-    without("tests/it/main.rs", &|line| {
-        line.starts_with("mod ") && line != "mod sim;"
-    });
+    without("tests/it/main.rs", &|line| line.starts_with("mod ") && line != "mod sim;");
     without("tests/it/sim.rs", &|line| line == "mod faults;");
     for file in ["disk.rs", "model.rs", "work.rs"] {
         let path = format!("tests/it/sim/{file}");
@@ -549,9 +449,7 @@ fn build(copy: &Path) -> PathBuf {
     let out = command.output().unwrap();
     ok(&out);
     let said = text(&out.stderr);
-    let path = said
-        .lines()
-        .find_map(|line| line.trim().strip_prefix("Executable "));
+    let path = said.lines().find_map(|line| line.trim().strip_prefix("Executable "));
     let path = path.and_then(|line| line.rsplit_once('(')?.1.strip_suffix(')'));
     copy.join(path.unwrap_or_else(|| panic!("cargo names no executable: {said}")))
 }
@@ -577,9 +475,7 @@ fn simulate(program: &Path, fault: &str, seeds: u64) -> (bool, String) {
 /// What the simulation found, or why it is thought not to have found anything.
 fn hunt(program: &Path, fault: &str) -> Result<String, String> {
     let (passed, said) = simulate(program, fault, SEEDS);
-    let found = said
-        .lines()
-        .find_map(|line| line.strip_prefix("SMOLSTORE_SIM_SEED="));
+    let found = said.lines().find_map(|line| line.strip_prefix("SMOLSTORE_SIM_SEED="));
     match (passed, found) {
         (false, Some(found)) => Ok(format!("seed {found}")),
         (true, _) if said.contains("the fault is reached") => {
@@ -618,11 +514,5 @@ fn every_deliberate_fault_is_found() {
         }
     });
     let missed = lock(&missed);
-    assert!(
-        missed.is_empty(),
-        "{} of {}:\n{}",
-        missed.len(),
-        FAULTS.len(),
-        missed.join("\n")
-    );
+    assert!(missed.is_empty(), "{} of {}:\n{}", missed.len(), FAULTS.len(), missed.join("\n"));
 }

@@ -97,9 +97,7 @@ impl Model {
         match result {
             Ok(first) => {
                 let wrong = attempt.place.is_some_and(|place| place != *first)
-                    || attempt
-                        .home
-                        .is_some_and(|known| home.is_some_and(|h| h != known))
+                    || attempt.home.is_some_and(|known| home.is_some_and(|h| h != known))
                     || attempt.guard.is_some_and(|guard| guard != *first);
                 if wrong {
                     return Err(format!("append {id:x} was seen elsewhere"));
@@ -146,20 +144,11 @@ impl Model {
             };
             let (place, home) = (attempt.place, attempt.home);
             let wrong: Vec<_> = [
-                (
-                    !attempt.events.iter().eq(batch.iter().map(|e| &e.bytes)),
-                    "is not whole",
-                ),
+                (!attempt.events.iter().eq(batch.iter().map(|e| &e.bytes)), "is not whole"),
                 (attempt.refused, "was refused"),
                 (place.is_some_and(|place| place != at as u64), "moved"),
-                (
-                    home.is_some_and(|home| home != stream),
-                    "is another stream's",
-                ),
-                (
-                    attempt.guard.is_some_and(|guard| guard != at as u64),
-                    "was guarded",
-                ),
+                (home.is_some_and(|home| home != stream), "is another stream's"),
+                (attempt.guard.is_some_and(|guard| guard != at as u64), "was guarded"),
                 (attempt.ended < began, "is out of order"),
                 (first.time <= time, "is not later"),
             ]

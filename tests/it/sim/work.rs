@@ -81,11 +81,7 @@ impl Sim {
 
     fn before(&self, name: &str) -> Before {
         let w = self.world();
-        Before {
-            faults: w.faults,
-            moves: w.moves,
-            stream: w.dir(name).unwrap_or(0),
-        }
+        Before { faults: w.faults, moves: w.moves, stream: w.dir(name).unwrap_or(0) }
     }
 
     /// Nothing came in between that could make an answer another one.
@@ -267,10 +263,7 @@ impl Sim {
     fn text(&self, id: u64) -> Vec<u8> {
         self.model(|model| {
             let events = &model.attempts[&id].events;
-            events
-                .iter()
-                .flat_map(|e| [&e[..], b"\n"].concat())
-                .collect()
+            events.iter().flat_map(|e| [&e[..], b"\n"].concat()).collect()
         })
     }
 
@@ -312,18 +305,10 @@ impl Sim {
             return Vec::new();
         };
         let guard = |id| self.model(|model| model.attempts[id].guard);
-        let mut jobs = vec![Job {
-            id,
-            guard: guard(&id),
-            batch,
-        }];
+        let mut jobs = vec![Job { id, guard: guard(&id), batch }];
         self.world().count("batches split");
         if self.push(&mut behind, rest).is_ok() {
-            jobs.push(Job {
-                id: next,
-                guard: guard(&next),
-                batch: behind,
-            });
+            jobs.push(Job { id: next, guard: guard(&next), batch: behind });
         }
         jobs
     }
@@ -448,11 +433,7 @@ impl Sim {
         let huge = self.roll(200) == 0;
         for _ in 0..=self.roll(3) {
             let most = [2000, 2000, 2000, 2000, 2000, 200_000];
-            let len = if huge {
-                3 << 20
-            } else {
-                self.roll(most[self.roll(6)])
-            };
+            let len = if huge { 3 << 20 } else { self.roll(most[self.roll(6)]) };
             if batch.push(&vec![b'x'; len]).is_err() {
                 break;
             }
@@ -518,9 +499,7 @@ impl Sim {
         let Some(since) = since else { return };
         let (earlier, later) = all.split_at((since as usize).min(all.len()));
         let right = earlier.last().is_none_or(|event| event.time < time)
-            && later
-                .first()
-                .is_none_or(|event| event.time >= time || since >= count);
+            && later.first().is_none_or(|event| event.time >= time || since >= count);
         if !right {
             self.fail(format!("since {time} is {since}, of {count}"));
         }
@@ -528,9 +507,7 @@ impl Sim {
 
     /// A time to look for: that of an event, or near it.
     fn a_time(&self, seen: &[Event]) -> u64 {
-        let time = seen
-            .get(self.roll(seen.len()))
-            .map_or(0, |event| event.time);
+        let time = seen.get(self.roll(seen.len())).map_or(0, |event| event.time);
         [0, u64::MAX, time - time.min(1), time, time + 1][self.roll(5)]
     }
 
@@ -561,18 +538,12 @@ impl Sim {
         let (from, bytes, whole) = view;
         let line = |event: &Event| [&event.bytes[..], b"\n"].concat();
         let text: Vec<u8> = all.iter().flat_map(line).collect();
-        let counted: usize = all
-            .iter()
-            .take(count as usize)
-            .map(|e| e.bytes.len() + 1)
-            .sum();
+        let counted: usize = all.iter().take(count as usize).map(|e| e.bytes.len() + 1).sum();
         let rest = text.get(*from as usize..).unwrap_or_default();
         let end = counted.saturating_sub(*from as usize);
         if !rest.starts_with(bytes) || (quiet && !whole && bytes.len() < end) {
             let len = bytes.len();
-            self.fail(format!(
-                "the view from {from}: {len} bytes are not those of {end}"
-            ));
+            self.fail(format!("the view from {from}: {len} bytes are not those of {end}"));
         }
     }
 
