@@ -16,13 +16,13 @@ use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::frame;
 use crate::index::{self, entry_at};
-use crate::log::{ENTRIES, Files, read_full};
+use crate::log::{Files, read_full};
 use crate::spill::{Spill, write_all};
 use crate::stream::{Stream, Tip, lock};
 
 /// So many of the callers' threads may be committing; beyond that a commit gets one of its own, so
 /// that slow ones leave a mount with threads for those who want something else.
-const LEADERS: usize = 48;
+const LEADERS: usize = 80;
 /// Batches in memory share a sync up to this many bytes of log; a larger one goes alone.
 const GROUP: u64 = 1 << 20;
 
@@ -238,12 +238,12 @@ impl<D: Disk> Stream<D> {
         self.grow_index(files, new.count)?;
         // Where there is no room for the step ahead there may be for the batch.
         let _ = self.grow_log(files, tip.end + bytes);
+        let ends = Spill::new(self.shared.disk.clone(), self.shared.ceiling.clone());
         let mut writer =
-            Writer { stream: self, files, out: Vec::new(), at: tip.end, ends: Vec::new() };
-        let keep = new.count - tip.count <= ENTRIES as u64;
+            Writer { stream: self, files, out: Vec::new(), at: tip.end, some: Vec::new(), ends };
         let mut frames = || {
             for (batch, place) in placed() {
-                writer.batch(batch, place, keep)?;
+                writer.batch(batch, place)?;
             }
             writer.flush()
         };
@@ -259,11 +259,7 @@ impl<D: Disk> Stream<D> {
         }
         let Writer { at: end, ends, .. } = writer;
         let index = || -> Result<()> {
-            if keep {
-                files.hint(tip.count, &ends)?;
-            } else {
-                files.map(tip.count, tip.end, new.count)?;
-            }
+            ends.pieces(0, |at, bytes| files.hint(entry_at(tip.count) + at, bytes))?;
             files.publish(new.count)?;
             disk.stat(&files.log).map_err(self.os("log")).map(drop)
         };
@@ -408,7 +404,8 @@ impl<D: Disk> Stream<D> {
         if needed <= len {
             return Ok(len);
         }
-        let result = self.disk().reserve(file, len, index::grown(needed));
+        let large = lock(&self.pending).0 > index::MAX_STEP;
+        let result = self.disk().reserve(file, len, index::grown(needed), large);
         if let Err(error) = result {
             // The step ahead may have been too much, what is needed not.
             let got = self.disk().stat(file).map_err(self.os(what))?.len;
@@ -485,20 +482,20 @@ struct Writer<'a, D: Disk> {
     out: Vec<u8>,
     /// Where `out` goes.
     at: u64,
-    /// Where the events end, when they are few.
-    ends: Vec<u64>,
+    /// Where the events in `out` end, as it will be in the index;
+    some: Vec<u8>,
+    /// and those before. They wait for the sync: a batch that a crash takes leaves no entries.
+    ends: Spill<D>,
 }
 
 impl<D: Disk> Writer<'_, D> {
-    fn batch(&mut self, batch: &Batch<D>, place: &Place, keep: bool) -> Result<()> {
+    fn batch(&mut self, batch: &Batch<D>, place: &Place) -> Result<()> {
         let mut n = place.first;
         batch.spill.events(batch.shape, |event| {
             let (first, last) = (n == place.first, n + 1 == place.last);
             frame::encode(&mut self.out, n, place.time, first, last, event);
             n += 1;
-            if keep {
-                self.ends.push(self.at + self.out.len() as u64);
-            }
+            self.some.extend((self.at + self.out.len() as u64).to_le_bytes());
             if self.out.len() as u64 >= GROUP {
                 self.flush()?;
             }
@@ -509,8 +506,10 @@ impl<D: Disk> Writer<'_, D> {
     fn flush(&mut self) -> Result<()> {
         let (disk, log) = (self.stream.disk(), &self.files.log);
         write_all(disk, log, &self.out, self.at).map_err(self.stream.os("log"))?;
+        self.ends.push(&self.some)?;
         self.at += self.out.len() as u64;
         self.out.clear();
+        self.some.clear();
         Ok(())
     }
 }

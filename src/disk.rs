@@ -6,7 +6,7 @@
 use std::ffi::OsString;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -41,8 +41,8 @@ pub trait Disk: Send + Sync + 'static {
     /// pwrite(2): may write less than asked for.
     fn write_at(&self, file: &Self::File, bytes: &[u8], at: u64) -> io::Result<usize>;
     /// Makes `from..to`, which is the end of the file, read as zeros and take up its space where
-    /// the file system can promise that.
-    fn reserve(&self, file: &Self::File, from: u64, to: u64) -> io::Result<()>;
+    /// the file system can promise that. A `large` batch is about to fill it.
+    fn reserve(&self, file: &Self::File, from: u64, to: u64, large: bool) -> io::Result<()>;
     /// ftruncate(2).
     fn set_len(&self, file: &Self::File, len: u64) -> io::Result<()>;
     /// fdatasync(2).
@@ -88,9 +88,6 @@ impl Real {
     }
 }
 
-/// Above this, reserving by writing zeros would write everything twice.
-const ZEROS: u64 = 8 << 20;
-
 impl Disk for Real {
     type File = File;
 
@@ -129,13 +126,10 @@ impl Disk for Real {
         file.write_at(bytes, at)
     }
 
-    fn reserve(&self, file: &File, from: u64, to: u64) -> io::Result<()> {
-        if to - from > ZEROS {
-            match sys::allocate(file, from, to) {
-                // A file system that cannot reserve: the commit may still find it full.
-                Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => file.set_len(to)?,
-                result => result?,
-            }
+    fn reserve(&self, file: &File, from: u64, to: u64, large: bool) -> io::Result<()> {
+        // Writing zeros would write a large batch twice. Where it has no room for all of it, or
+        // cannot reserve, a file system takes as many of them as there is room for.
+        if large && sys::allocate(file, from, to).is_ok() {
             return Ok(());
         }
         // Blocks that hold zeros, not unwritten ones: to fill those in later is a change of
@@ -163,8 +157,8 @@ impl Disk for Real {
     }
 
     fn stat(&self, file: &File) -> io::Result<Stat> {
-        let metadata = file.metadata()?;
-        Ok(Stat { len: metadata.len(), named: metadata.nlink() > 0, identity: identity(&metadata) })
+        let found = sys::stat(Some(file), Path::new(""))?;
+        Ok(Stat { len: found.stx_size, named: found.stx_nlink > 0, identity: identity(&found) })
     }
 
     fn lock(&self, file: &File, shared: bool) -> io::Result<()> {
@@ -176,7 +170,7 @@ impl Disk for Real {
     }
 
     fn identity(&self, path: &Path) -> io::Result<u64> {
-        Ok(identity(&fs::symlink_metadata(self.root.join(path))?))
+        Ok(identity(&sys::stat(None, &self.root.join(path))?))
     }
 
     fn create_dir(&self, path: &Path, mode: u32) -> io::Result<()> {
@@ -224,11 +218,11 @@ pub fn is_stream_name(name: &std::ffi::OsStr) -> bool {
     !bytes.is_empty() && bytes[0] != b'.' && bytes != b"lost+found" && !bytes.contains(&b'/')
 }
 
-fn identity(metadata: &fs::Metadata) -> u64 {
+fn identity(found: &libc::statx) -> u64 {
     // Where the file system keeps no time of birth the inode number has to do.
-    let born = metadata.created().ok().and_then(|t| t.duration_since(UNIX_EPOCH).ok());
-    let born = born.map_or(0, |t| {
-        t.as_secs().wrapping_mul(1_000_000_000).wrapping_add(u64::from(t.subsec_nanos()))
-    });
-    (metadata.ino().wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ born).max(1)
+    let known = found.stx_mask & libc::STATX_BTIME != 0;
+    let born = u64::try_from(found.stx_btime.tv_sec).ok().filter(|_| known);
+    let nanos = u64::from(found.stx_btime.tv_nsec);
+    let born = born.map_or(0, |seconds| seconds.wrapping_mul(1_000_000_000).wrapping_add(nanos));
+    (found.stx_ino.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ born).max(1)
 }

@@ -43,8 +43,8 @@ impl<D: Disk> Files<D> {
     }
 
     /// Adds which file of the stream an error of the operating system is about.
-    pub(crate) fn os(&self, what: &str) -> impl FnOnce(std::io::Error) -> Error + use<D> {
-        Error::os(format!("{}/{what}", self.title()))
+    pub(crate) fn os(&self, what: &str) -> impl FnOnce(std::io::Error) -> Error {
+        move |error| Error::os(format!("{}/{what}", self.title()))(error)
     }
 
     pub(crate) fn damaged(&self, index: u64, what: &'static str) -> Error {
@@ -120,16 +120,11 @@ impl<D: Disk> Files<D> {
         Ok(ends.iter().map(|end| u64::from_le_bytes(*end)).collect())
     }
 
-    /// Writes the ends of the events from `n` on.
-    pub(crate) fn put_entries(&self, n: u64, ends: &[u64]) -> Result<()> {
-        let bytes: Vec<u8> = ends.iter().flat_map(|end| end.to_le_bytes()).collect();
+    /// Writes entries at this place of the index, where there is room for them: those that are
+    /// missing are derived when met.
+    pub(crate) fn hint(&self, at: u64, entries: &[u8]) -> Result<()> {
         let file = self.over.as_ref().map_or(&self.index, |(_, over)| over);
-        write_all(&*self.disk, file, &bytes, entry_at(n)).map_err(self.os("index"))
-    }
-
-    /// Writes entries where there is room for them: those that are missing are derived when met.
-    pub(crate) fn hint(&self, n: u64, ends: &[u64]) -> Result<()> {
-        match self.put_entries(n, ends) {
+        match write_all(&*self.disk, file, entries, at).map_err(self.os("index")) {
             Err(full) if full.no_room() => Ok(()),
             written => written,
         }
@@ -142,10 +137,10 @@ impl<D: Disk> Files<D> {
         let (mut from, mut at, mut ends) = (n, at, Vec::new());
         for n in n..to {
             at = self.behind(&mut scan, n, at, to)?;
-            ends.push(at);
-            if ends.len() == ENTRIES || n + 1 == to {
+            ends.extend(at.to_le_bytes());
+            if ends.len() == 8 * ENTRIES || n + 1 == to {
                 if self.write || self.over.is_some() {
-                    self.hint(from, &ends)?;
+                    self.hint(entry_at(from), &ends)?;
                 }
                 from = n + 1;
                 ends.clear();

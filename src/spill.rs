@@ -73,13 +73,7 @@ impl<D: Disk> Spill<D> {
     /// Takes away the bytes from `at` on.
     pub(crate) fn split_off(&mut self, at: u64) -> Result<Spill<D>> {
         let mut rest = Spill::new(self.disk.clone(), self.ceiling.clone());
-        let mut piece = vec![0; PIECE.min(usize::try_from(self.len - at).unwrap_or(PIECE))];
-        let mut from = at;
-        while from < self.len {
-            let read = self.read_at(&mut piece, from)?;
-            rest.push(&piece[..read])?;
-            from += read as u64;
-        }
+        self.pieces(at, |_, bytes| rest.push(bytes))?;
         if self.file.is_none() {
             // What is in memory is no longer than a piece.
             self.memory.truncate(usize::try_from(at).unwrap_or(PIECE));
@@ -87,6 +81,21 @@ impl<D: Disk> Spill<D> {
         }
         self.len = at;
         Ok(rest)
+    }
+
+    /// Hands the bytes from `at` on to `each`, in pieces, with where each begins.
+    pub(crate) fn pieces(
+        &self,
+        mut at: u64,
+        mut each: impl FnMut(u64, &[u8]) -> Result<()>,
+    ) -> Result<()> {
+        let mut piece = vec![0; PIECE.min(usize::try_from(self.len - at).unwrap_or(PIECE))];
+        while at < self.len {
+            let read = self.read_at(&mut piece, at)?;
+            each(at, &piece[..read])?;
+            at += read as u64;
+        }
+        Ok(())
     }
 
     /// Reads at least one byte from `at` on, which is before the end.

@@ -190,8 +190,8 @@ impl<D: Disk> Stream<D> {
         self.name().to_string_lossy().into_owned()
     }
 
-    pub(crate) fn os(&self, what: &str) -> impl FnOnce(std::io::Error) -> Error + use<D> {
-        Error::os(format!("{}/{what}", self.title()))
+    pub(crate) fn os(&self, what: &str) -> impl FnOnce(std::io::Error) -> Error {
+        move |error| Error::os(format!("{}/{what}", self.title()))(error)
     }
 
     // ---- files -------------------------------------------------------------------------------

@@ -98,6 +98,22 @@ pub fn statvfs(path: &Path) -> io::Result<libc::statvfs> {
     Ok(unsafe { stat.assume_init() })
 }
 
+/// Length, links, number and birth of an open file, or of what is at `path`, which is then not
+/// followed. Not its times, for which std's `metadata` asks, too: once they were asked for, a
+/// kernel with multigrain timestamps (6.13) gives the next write a new one, and an ext4 without a
+/// journal writes that to the disk with each fdatasync.
+pub fn stat(file: Option<&File>, path: &Path) -> io::Result<libc::statx> {
+    let path = c_path(path)?;
+    let flags = libc::AT_EMPTY_PATH | libc::AT_SYMLINK_NOFOLLOW;
+    let wanted = libc::STATX_SIZE | libc::STATX_NLINK | libc::STATX_INO | libc::STATX_BTIME;
+    let file = file.map_or(libc::AT_FDCWD, File::as_raw_fd);
+    let mut found = std::mem::MaybeUninit::uninit();
+    // SAFETY: `path` ends with a NUL, and `found` has room for what the call writes.
+    check(unsafe { libc::statx(file, path.as_ptr(), flags, wanted, found.as_mut_ptr()) })?;
+    // SAFETY: the call succeeded, so it has filled all of it.
+    Ok(unsafe { found.assume_init() })
+}
+
 /// Effective user and group id of this process.
 pub fn user() -> (u32, u32) {
     // SAFETY: these calls take nothing and cannot fail.

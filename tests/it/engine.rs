@@ -61,11 +61,11 @@ impl Disk for Watched {
         }
         self.real.write_at(&file.0, bytes, at)
     }
-    fn reserve(&self, file: &Named, from: u64, to: u64) -> io::Result<()> {
+    fn reserve(&self, file: &Named, from: u64, to: u64, large: bool) -> io::Result<()> {
         if self.seen.over_quota.load(SeqCst) {
             return Err(io::Error::from_raw_os_error(libc::EDQUOT));
         }
-        self.real.reserve(&file.0, from, to)
+        self.real.reserve(&file.0, from, to, large)
     }
     fn set_len(&self, file: &Named, len: u64) -> io::Result<()> {
         self.seen.note("cut");

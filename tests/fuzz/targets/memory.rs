@@ -146,7 +146,7 @@ impl Disk for Memory {
         Ok(bytes.len())
     }
 
-    fn reserve(&self, file: &Inode, from: u64, to: u64) -> io::Result<()> {
+    fn reserve(&self, file: &Inode, from: u64, to: u64, _: bool) -> io::Result<()> {
         assert_eq!(from, file.bytes.lock().unwrap().len() as u64);
         self.set_len(file, to)
     }

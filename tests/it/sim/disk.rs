@@ -942,7 +942,7 @@ impl Disk for SimDisk {
         })
     }
 
-    fn reserve(&self, file: &SimFile, from: u64, to: u64) -> io::Result<()> {
+    fn reserve(&self, file: &SimFile, from: u64, to: u64, _: bool) -> io::Result<()> {
         let what = || format!("reserve {} {from}..{to}", file.ino);
         self.call(Kind::Write, what, |w, turn| {
             if turn.adrift {
