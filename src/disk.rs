@@ -40,6 +40,8 @@ pub trait Disk: Send + Sync + 'static {
     fn read_at(&self, file: &Self::File, bytes: &mut [u8], at: u64) -> io::Result<usize>;
     /// pwrite(2): may write less than asked for.
     fn write_at(&self, file: &Self::File, bytes: &[u8], at: u64) -> io::Result<usize>;
+    /// The bytes `from..to` are needed no more.
+    fn discard(&self, _file: &Self::File, _from: u64, _to: u64) {}
     /// Makes `from..to`, which is the end of the file, read as zeros and take up its space where
     /// the file system can promise that. A `large` batch is about to fill it.
     fn reserve(&self, file: &Self::File, from: u64, to: u64, large: bool) -> io::Result<()>;
@@ -88,6 +90,9 @@ impl Real {
     }
 }
 
+/// A write of so many bytes is a piece of a large batch: the disk need not wait for the last one.
+const LARGE: usize = 1 << 20;
+
 impl Disk for Real {
     type File = File;
 
@@ -123,7 +128,16 @@ impl Disk for Real {
     }
 
     fn write_at(&self, file: &File, bytes: &[u8], at: u64) -> io::Result<usize> {
-        file.write_at(bytes, at)
+        let written = file.write_at(bytes, at)?;
+        if bytes.len() >= LARGE {
+            sys::begin_writeback(file);
+        }
+        Ok(written)
+    }
+
+    fn discard(&self, file: &File, from: u64, to: u64) {
+        // Where it cannot be done it is gone with the file.
+        let _ = sys::punch(file, from, to);
     }
 
     fn reserve(&self, file: &File, from: u64, to: u64, large: bool) -> io::Result<()> {

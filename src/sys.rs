@@ -80,12 +80,27 @@ fn c_path(path: &Path) -> io::Result<CString> {
     Ok(CString::new(path.as_os_str().as_bytes())?)
 }
 
-/// Reserves blocks for the bytes `from..to` of `file` and makes it that long; they read as zeros.
-pub fn allocate(file: &File, from: u64, to: u64) -> io::Result<()> {
+fn fallocate(file: &File, mode: i32, from: u64, to: u64) -> io::Result<()> {
     let offset = libc::off_t::try_from(from).map_err(io::Error::other)?;
     let len = libc::off_t::try_from(to - from).map_err(io::Error::other)?;
     // SAFETY: a plain system call on a descriptor that is open as long as `file` is borrowed.
-    check(unsafe { libc::fallocate(file.as_raw_fd(), 0, offset, len) }).map(drop)
+    check(unsafe { libc::fallocate(file.as_raw_fd(), mode, offset, len) }).map(drop)
+}
+
+/// Reserves blocks for the bytes `from..to` of `file` and makes it that long; they read as zeros.
+pub fn allocate(file: &File, from: u64, to: u64) -> io::Result<()> {
+    fallocate(file, 0, from, to)
+}
+
+/// Takes the bytes `from..to` out of `file`, which stays as long.
+pub fn punch(file: &File, from: u64, to: u64) -> io::Result<()> {
+    fallocate(file, libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE, from, to)
+}
+
+/// Lets the disk begin to write what was written to `file`; says nothing of how that ends.
+pub fn begin_writeback(file: &File) {
+    // SAFETY: a plain system call on a descriptor that is open as long as `file` is borrowed.
+    unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE) };
 }
 
 /// Space and files of the file system that holds `path`: statvfs(3).
