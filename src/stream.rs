@@ -421,6 +421,21 @@ impl<D: Disk> Stream<D> {
         let (mut n, mut at) = self.seek(&files, &mut scan, &tip, view, *cursor)?;
         let mut skip = usize::try_from(view - view_offset(n, at)).unwrap_or(usize::MAX);
         while out.len() < size && n < tip.count {
+            // Most are whole in the window, and in what is asked for: those are soon copied.
+            let mut window = if skip == 0 { scan.fill(at, 0).unwrap_or_default() } else { &[] };
+            while n < tip.count
+                && let Found::Frame(frame) = frame::decode(n, window)
+                && frame.line.len() <= size - out.len()
+            {
+                out.extend_from_slice(frame.line);
+                *cursor = Cursor(n, at);
+                window = &window[frame::HEADER + frame.line.len()..];
+                n += 1;
+                at += frame.size();
+            }
+            if out.len() == size || n == tip.count {
+                break;
+            }
             let line = match self.line(&files, &mut scan, n, at) {
                 Ok(line) => line,
                 Err(error) if out.is_empty() => return Err(error),
