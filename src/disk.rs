@@ -90,6 +90,8 @@ impl Real {
     }
 }
 
+/// So many zeros are written at a time.
+const ZEROS: usize = 256 << 10;
 /// A write of so many bytes is a piece of a large batch: the disk need not wait for the last one.
 const LARGE: usize = 1 << 20;
 
@@ -148,7 +150,7 @@ impl Disk for Real {
         }
         // Blocks that hold zeros, not unwritten ones: to fill those in later is a change of
         // metadata, and costs each commit a journal write.
-        let zeros = [0; 1 << 16];
+        let zeros = vec![0; usize::try_from(to - from).map_or(ZEROS, |len| len.min(ZEROS))];
         let mut at = from;
         while at < to {
             let len = usize::try_from(to - at).map_or(zeros.len(), |left| left.min(zeros.len()));
