@@ -232,6 +232,8 @@ impl<D: Disk> Stream<D> {
         };
         let bytes: u64 = placed().map(|(batch, _)| batch.tally.log_bytes()).sum();
         if tip.count == 0 {
+            // Once more: after a sync that failed the next may succeed without what that one lost.
+            files.publish(0)?;
             files.sync_index()?;
             files.sync_names()?;
         }
