@@ -5,6 +5,7 @@
 use std::ffi::OsStr;
 use std::fmt;
 use std::path::Path;
+use std::sync::Mutex;
 
 use crate::disk::Disk;
 use crate::error::{Error, Result};
@@ -94,6 +95,7 @@ impl<D: Disk> Store<D> {
             counted: true,
             lost: None,
             unmended: None,
+            barren: Mutex::default(),
         };
         let mut check = Check {
             files: &files,
