@@ -232,6 +232,10 @@ impl<D: Disk> Check<'_, D> {
             && self.walk.step(&frame)
         {}
         let Walk { whole, end, .. } = self.walk;
+        if whole < count {
+            self.fault(whole, count - 1, end, "the index counts it, but its batch has no end");
+            return Ok(());
+        }
         if indexed.is_none() && whole > 0 {
             self.note("it has no index: the next use makes one");
         }

@@ -6,6 +6,7 @@
 
 use crate::commit::batches;
 use crate::harness::*;
+use smolstore::check::Finding;
 use smolstore::disk::Real;
 use smolstore::index::{ENTRIES, entry_at};
 use smolstore::stream::Cursor;
@@ -625,6 +626,31 @@ fn what_is_intact_behind_damage_and_a_hole_is_found_by_any_entry() {
                 assert_eq!(stream.append(["more"], None), Ok(COUNT), "{bad} {hole}");
             }
         }
+    }
+}
+
+/// The count says that a part of a batch was acknowledged of which the end is not there.
+#[test]
+fn a_count_inside_a_batch_without_its_end_is_a_loss() {
+    let event = |n: u64| format!("event {n:02}");
+    for (at, end) in (4..7).flat_map(|at| (at..7).map(move |end| (at, end))) {
+        let (dir, log, index) = stream_of(4, event);
+        let stream = Store::open(dir.path(), false).unwrap().stream("s").unwrap();
+        stream.append((4..8).map(event), None).unwrap();
+        drop(stream);
+        log.set_len(end * 25 + 25).unwrap();
+        index.write_all_at(&(at + 1).to_le_bytes(), 0).unwrap();
+        let mut found = Vec::new();
+        let store = Store::open(dir.path(), true).unwrap();
+        store.check("s", &mut |finding| found.push(finding), &mut |_, _| {}).unwrap();
+        let what = "the index counts it, but its batch has no end".to_string();
+        assert_eq!(found, [Finding::Fault { first: 4, last: at, at: 100, what }]);
+        let stream = Store::open(dir.path(), false).unwrap().stream("s").unwrap();
+        assert_eq!(stream.count(), Ok(at + 1));
+        assert!((0..=at).all(|n| stream.event(n).unwrap().bytes == event(n).as_bytes()));
+        let refused = stream.append(["more"], None);
+        assert!(matches!(refused, Err(Error::Stopped { .. })), "{at} {end}: {refused:?}");
+        assert_eq!(log.metadata().unwrap().len(), end * 25 + 25, "something was cut off");
     }
 }
 

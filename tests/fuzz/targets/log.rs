@@ -324,6 +324,8 @@ impl Found {
             // The last event counted is not there, or ends no batch, or there are whole batches at
             // least up to it.
             Some(Some(last)) if plain && self.at_its_place(last).is_none() => Outcome::Lost,
+            // The count ends inside a batch that has no end: no crash leaves that.
+            Some(Some(last)) if plain && self.is_torn(last, self.places[&last]) => Outcome::Lost,
             Some(Some(last)) if plain && last < whole as u64 && !chain[last as usize].1.last => {
                 Outcome::Open
             }
@@ -337,16 +339,6 @@ impl Found {
     /// The frame of an event, when it is valid where it was put.
     fn at_its_place(&self, n: u64) -> Option<Parsed<'_>> {
         self.frame(n, *self.places.get(&n)?)
-    }
-
-    /// The count ends inside a batch that has no end. No crash leaves that, only damage to the
-    /// count itself, and what the engine makes of it depends on the entries.
-    fn counts_a_torn_batch(&self) -> bool {
-        let Some(last) = self.count().and_then(|count| count.checked_sub(1)) else {
-            return false;
-        };
-        let places = [self.places.get(&last).copied(), self.entry(last)];
-        places.into_iter().flatten().any(|at| self.is_torn(last, at))
     }
 
     /// The batch that the frame is in goes on behind it, and does not end.
@@ -484,9 +476,6 @@ impl View {
 /// recovery finds what the first left.
 pub fn run(bytes: &[u8]) {
     let found = Script::run(bytes);
-    if found.counts_a_torn_batch() {
-        return;
-    }
     let disk = Memory::new(1000);
     disk.put("log", found.log.clone());
     if let Some(index) = &found.index {
