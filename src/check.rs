@@ -5,6 +5,7 @@
 use std::ffi::OsStr;
 use std::fmt;
 use std::path::Path;
+use std::sync::Mutex;
 
 use crate::disk::Disk;
 use crate::error::{Error, Result};
@@ -94,6 +95,7 @@ impl<D: Disk> Store<D> {
             counted: true,
             lost: None,
             unmended: None,
+            barren: Mutex::default(),
         };
         let mut check = Check {
             files: &files,
@@ -230,6 +232,10 @@ impl<D: Disk> Check<'_, D> {
             && self.walk.step(&frame)
         {}
         let Walk { whole, end, .. } = self.walk;
+        if whole < count {
+            self.fault(whole, count - 1, end, "the index counts it, but its batch has no end");
+            return Ok(());
+        }
         if indexed.is_none() && whole > 0 {
             self.note("it has no index: the next use makes one");
         }

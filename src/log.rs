@@ -4,8 +4,9 @@
 //! It is believed when a frame that is valid for the event's index lies there, and derived again
 //! from the nearest one before it otherwise.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::disk::Disk;
 use crate::error::{Error, Result};
@@ -35,6 +36,9 @@ pub(crate) struct Files<D: Disk> {
     pub(crate) lost: Option<u64>,
     /// There was no room to recover it: it can be read as it is.
     pub(crate) unmended: Option<Error>,
+    /// Events that neither the index nor the log before them leads to, as was seen: whoever reads
+    /// all of them one by one need not look for each through all before it.
+    pub(crate) barren: Mutex<Range<u64>>,
 }
 
 impl<D: Disk> Files<D> {
@@ -115,8 +119,16 @@ impl<D: Disk> Files<D> {
     /// What the index says of where `most` events from `n` on end: hints, and fewer when it is short.
     pub(crate) fn ends(&self, n: u64, most: usize) -> Result<Vec<u64>> {
         let mut bytes = vec![0; 8 * most];
-        let read = read_full(&*self.disk, &self.index, &mut bytes, entry_at(n));
-        let (ends, _) = bytes[..read.map_err(self.os("index"))?].as_chunks();
+        let read = |bytes: &mut [u8], file, n| {
+            read_full(&*self.disk, file, bytes, entry_at(n)).map_err(self.os("index"))
+        };
+        let mut filled = read(&mut bytes, &self.index, n)?;
+        if let Some((from, over)) = &self.over {
+            let kept = usize::try_from(from.saturating_sub(n)).map_or(most, |n| n.min(most));
+            bytes[filled.min(8 * kept)..].fill(0);
+            filled = 8 * kept + read(&mut bytes[8 * kept..], over, n.max(*from))?;
+        }
+        let (ends, _) = bytes[..filled].as_chunks();
         Ok(ends.iter().map(|end| u64::from_le_bytes(*end)).collect())
     }
 
@@ -171,34 +183,59 @@ impl<D: Disk> Files<D> {
         Err(self.damaged(n, "it and its place in the log are damaged"))
     }
 
-    /// Where event `n` begins, checked: the frame there is valid, or the one before ends there.
-    /// The walk that could go on from there, or None when the index is wrong about it.
-    pub(crate) fn sound(&self, scan: &mut Scan<'_, D>, n: u64) -> Result<Option<Walk>> {
-        if n == 0 {
-            return Ok(Some(Walk::default()));
-        }
-        let at = self.entry(n)?;
-        let before = self.entry(n - 1)?;
+    /// The walk from event `n` on, when it begins at `at`, and the event before it at `before`: a
+    /// frame that is valid for that one lies there and ends at `at`.
+    fn sound(scan: &mut Scan<'_, D>, n: u64, before: u64, at: u64) -> Option<Walk> {
         // One that cannot be read is no worse than one that is wrong.
         if before < at
+            && scan.extent(before).is_ok_and(|size| before + size as u64 == at)
             && let Ok(Found::Frame(frame)) = scan.frame(n - 1, before)
-            && before + frame.size() == at
         {
-            return Ok(Some(Walk::new(n, at, Some(&frame))));
+            return Some(Walk::new(n, at, Some(&frame)));
         }
-        Ok(None)
+        None
     }
 
-    /// The last of the events up to `n` whose place the index knows. Steps back further and
-    /// further, so that a long hole is crossed soon.
+    /// The last of the events up to `n` whose place the index knows. Looks at each entry on the
+    /// way: it may be all that leads to the intact events behind damage.
     pub(crate) fn last_sound(&self, scan: &mut Scan<'_, D>, n: u64) -> Result<Walk> {
-        let mut back = 0;
-        loop {
-            if let Some(walk) = self.sound(scan, n.saturating_sub(back))? {
-                return Ok(walk);
-            }
-            back = (2 * back).max(1);
+        if n > 0
+            && let Some(walk) = Self::sound(scan, n, self.entry(n - 1)?, self.entry(n)?)
+        {
+            return Ok(walk);
         }
+        let len = |file| Ok(self.disk.stat(file).map_err(self.os(""))?.len);
+        let over = self.over.as_ref().map_or(Ok(0), |(_, over)| len(over))?;
+        // Neither index nor log need be as long as a damaged one says.
+        let entries = len(&self.index)?.max(over).saturating_sub(entry_at(0)) / 8;
+        let end = len(&self.log)?;
+        let barren = self.barren().clone();
+        let (mut n, mut most, mut scan) = (n.min(entries), 1, self.scan(PIECE));
+        while n > 0 {
+            if barren.contains(&n) {
+                n = barren.start - 1;
+            }
+            // Longer and longer pieces, each from where event `low` begins.
+            let low = n.saturating_sub(most);
+            let mut begins = if low == 0 { vec![0] } else { Vec::new() };
+            let first = low.saturating_sub(1);
+            begins.extend(self.ends(first, (n - first) as usize)?);
+            for (i, pair) in begins.windows(2).enumerate().rev() {
+                if pair[0] < pair[1] && pair[1] <= end {
+                    scan.reach_back(pair[0]);
+                    if let Some(walk) = Self::sound(&mut scan, low + 1 + i as u64, pair[0], pair[1])
+                    {
+                        return Ok(walk);
+                    }
+                }
+            }
+            (n, most) = (low, (2 * most).min(ENTRIES as u64));
+        }
+        Ok(Walk::default())
+    }
+
+    fn barren(&self) -> MutexGuard<'_, Range<u64>> {
+        self.barren.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Where event `n` begins; `n` may be the count.
@@ -213,6 +250,7 @@ impl<D: Disk> Files<D> {
         }
         match self.map(walk.next, walk.at, n) {
             Err(Error::Damaged { .. }) => {
+                *self.barren() = walk.next + 1..n + 1;
                 Err(self.damaged(n, "its place in the log is lost, for those before are damaged"))
             }
             result => result,
@@ -271,6 +309,16 @@ impl<D: Disk> Scan<'_, D> {
         }
         self.bytes.truncate(*read.as_ref().unwrap_or(&0));
         read.map_err(self.files.os("log")).map(drop)
+    }
+
+    /// Reads what is before `at`, too, for those who come from behind.
+    fn reach_back(&mut self, at: u64) {
+        let into = at.checked_sub(self.start).and_then(|into| usize::try_from(into).ok());
+        if into.is_none_or(|into| into + frame::HEADER > self.bytes.len()) {
+            let (behind, window) = (at + frame::HEADER as u64, self.window as u64);
+            // What fails is read again, alone.
+            let _ = self.fill(behind.saturating_sub(window), 1);
+        }
     }
 
     /// The bytes that the frame at `at` takes, as far as its header tells.

@@ -1,6 +1,7 @@
 //! Opening a stream: what is found of it, and the steps that [`crate::recover`] decides on.
 
 use std::io;
+use std::sync::Mutex;
 
 use crate::disk::{Disk, Stat};
 use crate::error::{Error, Result};
@@ -66,6 +67,7 @@ impl<D: Disk> Stream<D> {
             counted: true,
             lost: None,
             unmended: None,
+            barren: Mutex::default(),
         };
         let tip = self.recover(&mut files, found)?;
         if *known != found.identity {

@@ -12,6 +12,7 @@
 //! | counts n                     | n events, whole batches more, then zeros   | adopt the batches: the crash came between the sync and the count, or took the count's page |
 //! | counts n                     | n events (and whole batches), then a batch without its end, or anything but zeros | adopt, cut the rest: its commit was never acknowledged |
 //! | counts n                     | fewer than n events that check             | lost: the disk gave up acknowledged data; no appends, what is intact stays readable |
+//! | counts n                     | the n-th is inside a batch without its end | lost, too               |
 //! | absent, or another log's     | whole batches, then zeros                  | adopt all: the index is rebuilt |
 //! | absent, or another log's     | whole batches, then anything else          | adopt, keep a copy of the rest beside the log, cut it: nothing says how much was acknowledged |
 //! | absent, or another log's     | a frame that does not check, a valid one directly behind | lost       |
@@ -41,10 +42,10 @@ pub struct Walk {
     pub time: u64,
     /// The frame before it did not end its batch.
     pub inside: bool,
-    /// Events up to the end of the last whole batch. A walk begun inside a batch counts from where
-    /// it began.
+    /// Events up to the end of the last whole batch. A walk begun inside a batch, of which it has
+    /// not seen the end, counts one less than there are before where it began.
     pub whole: u64,
-    /// Log offset there.
+    /// Log offset there, or where it began.
     pub end: u64,
     /// Time of the last whole batch.
     pub whole_time: u64,
@@ -54,15 +55,8 @@ impl Walk {
     /// A walk that begins at event `next` at log offset `at`, behind the frame `before`.
     pub fn new(next: u64, at: u64, before: Option<&Frame<'_>>) -> Walk {
         let time = before.map_or(0, |frame| frame.time);
-        Walk {
-            next,
-            at,
-            time,
-            inside: before.is_some_and(|frame| !frame.last),
-            whole: next,
-            end: at,
-            whole_time: time,
-        }
+        let inside = before.is_some_and(|frame| !frame.last);
+        Walk { next, at, time, inside, whole: next - u64::from(inside), end: at, whole_time: time }
     }
 
     /// Goes over `frame`. False, and nothing changes, when it does not continue the log: a batch
@@ -188,6 +182,7 @@ mod tests {
     #[test]
     fn a_walk_may_begin_inside_a_batch() {
         let mut walk = Walk::new(7, 100, Some(&frame(true, false, 5)));
+        assert_eq!((walk.whole, walk.end), (6, 100), "it may have no end");
         assert!(!walk.step(&frame(true, true, 6)));
         assert!(walk.step(&frame(false, true, 5)));
         assert_eq!(walk.whole, 8);

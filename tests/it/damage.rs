@@ -6,6 +6,7 @@
 
 use crate::commit::batches;
 use crate::harness::*;
+use smolstore::check::Finding;
 use smolstore::disk::Real;
 use smolstore::index::{ENTRIES, entry_at};
 use smolstore::stream::Cursor;
@@ -574,6 +575,138 @@ fn two_faults_at_once() {
     let counts: Vec<usize> = (0..PAIRS).map(|_| bench.two()).collect();
     let shorter = counts.iter().filter(|count| **count < all).count();
     eprintln!("{PAIRS} pairs of faults: {shorter} cost the end of the stream");
+}
+
+/// A store in memory with a stream `s` of so many one-event batches; its log and index.
+fn stream_of(count: u64, event: impl Fn(u64) -> String) -> (TempDir, File, File) {
+    let dir = TempDir::new_in("/dev/shm").or_else(|_| TempDir::new()).unwrap();
+    let store = Store::open(dir.path(), false).unwrap();
+    store.create("s", 0o755).unwrap();
+    let stream = store.stream("s").unwrap();
+    for n in 0..count {
+        stream.append([event(n)], None).unwrap();
+    }
+    let open = |name| File::options().read(true).write(true).open(dir.path().join(name)).unwrap();
+    let files = (open("s/log"), open("s/index"));
+    (dir, files.0, files.1)
+}
+
+/// Two events in a row are damaged: nothing leads over them but the index. Of that nothing is left
+/// from some event behind them on.
+#[test]
+fn what_is_intact_behind_damage_and_a_hole_is_found_by_any_entry() {
+    const COUNT: u64 = 48;
+    let event = |n: u64| format!("event {n:02}");
+    let (dir, log, index) = stream_of(COUNT, event);
+    let whole = [&log, &index].map(|file| {
+        let mut bytes = vec![0; file.metadata().unwrap().len() as usize];
+        file.read_exact_at(&mut bytes, 0).unwrap();
+        bytes
+    });
+    for (bad, hole) in (0..COUNT - 3).flat_map(|bad| (bad + 3..=COUNT).map(move |n| (bad, n))) {
+        log.set_len(0).unwrap();
+        log.write_all_at(&whole[0], 0).unwrap();
+        index.write_all_at(&whole[1], 0).unwrap();
+        for n in [bad, bad + 1] {
+            log.write_all_at(b"E", n * 25 + 16).unwrap();
+        }
+        let zeros = vec![0; 8 * (COUNT - hole) as usize];
+        index.write_all_at(&zeros, entry_at(hole)).unwrap();
+        for read_only in [true, false] {
+            let stream = Store::open(dir.path(), read_only).unwrap().stream("s").unwrap();
+            for n in 0..COUNT {
+                let found = stream.event(n).map(|event| String::from_utf8(event.bytes).unwrap());
+                if n == bad || n == bad + 1 {
+                    assert!(matches!(found, Err(Error::Damaged { .. })), "{bad} {hole} {n}");
+                } else {
+                    assert_eq!(found, Ok(event(n)), "{bad} {hole}");
+                }
+            }
+            if !read_only {
+                assert_eq!(stream.append(["more"], None), Ok(COUNT), "{bad} {hole}");
+            }
+        }
+    }
+}
+
+/// No clock says so, but whoever may write to the log can: there is no later time for a next batch.
+#[test]
+fn a_stream_of_the_last_time_there_is_takes_no_appends() {
+    let (dir, log, _) = stream_of(2, |n| n.to_string());
+    let mut frame = Vec::new();
+    smolstore::frame::encode(&mut frame, 2, u64::MAX, true, true, b"late");
+    log.write_all_at(&frame, 36).unwrap();
+    let store = Store::open(dir.path(), false).unwrap();
+    let stream = store.stream("s").unwrap();
+    assert_eq!(
+        stream.event(2).map(|event| (event.time, event.bytes)),
+        Ok((u64::MAX, b"late".into()))
+    );
+    assert_eq!([1, u64::MAX].map(|time| stream.since(time)), [Ok(0), Ok(2)]);
+    let before = fs::read(dir.path().join("s/log")).unwrap();
+    for guard in [None, Some(3)] {
+        let refused = stream.append(["more"], guard);
+        assert!(matches!(refused, Err(Error::Stopped { .. })), "{refused:?}");
+    }
+    assert_eq!(stream.append(["more"], Some(2)), Err(Error::Exists));
+    assert_eq!(fs::read(dir.path().join("s/log")).unwrap(), before);
+    store.check("s", &mut |found| panic!("{found}"), &mut |_, _| {}).unwrap();
+    // The one before is as good as any.
+    let (dir, log, _) = stream_of(2, |n| n.to_string());
+    frame.clear();
+    smolstore::frame::encode(&mut frame, 2, u64::MAX - 1, true, true, b"late");
+    log.write_all_at(&frame, 36).unwrap();
+    let stream = Store::open(dir.path(), false).unwrap().stream("s").unwrap();
+    assert_eq!(stream.append(["last"], None), Ok(3));
+    assert_eq!(stream.event(3).map(|event| event.time), Ok(u64::MAX));
+    assert!(stream.append(["more"], None).is_err());
+}
+
+/// The count says that a part of a batch was acknowledged of which the end is not there.
+#[test]
+fn a_count_inside_a_batch_without_its_end_is_a_loss() {
+    let event = |n: u64| format!("event {n:02}");
+    for (at, end) in (4..7).flat_map(|at| (at..7).map(move |end| (at, end))) {
+        let (dir, log, index) = stream_of(4, event);
+        let stream = Store::open(dir.path(), false).unwrap().stream("s").unwrap();
+        stream.append((4..8).map(event), None).unwrap();
+        drop(stream);
+        log.set_len(end * 25 + 25).unwrap();
+        index.write_all_at(&(at + 1).to_le_bytes(), 0).unwrap();
+        let mut found = Vec::new();
+        let store = Store::open(dir.path(), true).unwrap();
+        store.check("s", &mut |finding| found.push(finding), &mut |_, _| {}).unwrap();
+        let what = "the index counts it, but its batch has no end".to_string();
+        assert_eq!(found, [Finding::Fault { first: 4, last: at, at: 100, what }]);
+        let stream = Store::open(dir.path(), false).unwrap().stream("s").unwrap();
+        assert_eq!(stream.count(), Ok(at + 1));
+        assert!((0..=at).all(|n| stream.event(n).unwrap().bytes == event(n).as_bytes()));
+        let refused = stream.append(["more"], None);
+        assert!(matches!(refused, Err(Error::Stopped { .. })), "{at} {end}: {refused:?}");
+        assert_eq!(log.metadata().unwrap().len(), end * 25 + 25, "something was cut off");
+    }
+}
+
+/// The disk lost a megabyte of a log. Whoever reads all events one by one, as the README says, or
+/// looks for a time in there, does not look for each through all that is lost before it.
+#[test]
+fn many_damaged_events_in_a_row_are_passed_soon() {
+    let (dir, log, index) = stream_of(1, |_| "x".into());
+    let store = Store::open(dir.path(), false).unwrap();
+    let stream = store.stream("s").unwrap();
+    const COUNT: u64 = 60_000;
+    stream.append((1..COUNT).map(|_| "x"), None).unwrap();
+    let (from, to) = (COUNT / 4, COUNT * 3 / 4);
+    log.write_all_at(&vec![0; (to - from) as usize * 18], from * 18).unwrap();
+    // And a part of the index.
+    index.write_all_at(&[0; 8 * 1000], entry_at(to - 1000)).unwrap();
+    drop((stream, store));
+    let begun = std::time::Instant::now();
+    let stream = Store::open(dir.path(), false).unwrap().stream("s").unwrap();
+    let all: Vec<u64> = (0..COUNT).filter(|n| stream.event(*n).is_ok()).collect();
+    assert!(all.iter().copied().eq((0..from).chain(to + 1..COUNT)));
+    stream.since(u64::MAX).unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
 }
 
 // A running daemon.

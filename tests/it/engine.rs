@@ -143,7 +143,7 @@ fn a_commit_is_one_sync_and_the_count_comes_last() {
     s.append(["first"], None).unwrap();
     assert_eq!(
         seen.take(),
-        ["sync all", "sync names", "sync names", "log", "sync", "index", "index"],
+        ["index", "sync all", "sync names", "sync names", "log", "sync", "index", "index"],
         "before the first event the index and all names are durable"
     );
     for _ in 0..3 {

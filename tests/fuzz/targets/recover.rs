@@ -45,14 +45,15 @@ fn are_batches(frames: &[Frame<'_>], inside: bool) -> bool {
 
 fn walks(input: &mut Input<'_>) {
     let start = input.byte();
-    let (next, at) = (input.u64() >> 16, input.u64() >> 2);
+    let (next, at) = (1 + (input.u64() >> 16), input.u64() >> 2);
     // What has been walked over since the beginning, or since a frame that does not check.
     let mut over: Vec<Frame<'static>> = Vec::new();
     let mut walk = Walk::default();
     if start & 1 == 1 {
         let before = frame(start & 2 != 0, start & 4 != 0, 1 + u64::from(start), 0);
         walk = Walk::new(next, at, Some(&before));
-        assert_eq!((walk.next, walk.at, walk.whole, walk.end), (next, at, next, at));
+        let whole = next - u64::from(!before.last);
+        assert_eq!((walk.next, walk.at, walk.whole, walk.end), (next, at, whole, at));
         over.push(before);
     }
     // The first frame may be in the middle of its batch.

@@ -1,6 +1,6 @@
 //! A disk that is in memory, and fails like real ones: see [`World`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::io;
 use std::path::Path;
@@ -441,6 +441,8 @@ pub(super) struct World {
     pub(super) moves: u64,
     /// The names each stream may have.
     pub(super) names: BTreeMap<u64, Vec<String>>,
+    /// Streams that somebody took the index from. No other one is ever without.
+    pub(super) robbed: BTreeSet<u64>,
     pub(super) writes: u64,
     pub(super) calls: u64,
     /// Those that something might befall.
@@ -484,6 +486,7 @@ impl World {
             grave: 0,
             moves: 0,
             names: BTreeMap::new(),
+            robbed: BTreeSet::new(),
             writes: 0,
             calls: 0,
             turns: 0,
@@ -566,6 +569,11 @@ impl World {
             Some(header == file("log")?.to_le_bytes())
         };
         self.dir(name).ok().and_then(index) == Some(true)
+    }
+    /// Whether something that was cut off is kept in a stream's directory, which no engine removes.
+    pub(super) fn keeps(&self, name: &str) -> bool {
+        let kept = |dir| self.dirs[&dir].now.keys().any(|name: &String| name.starts_with("cut-"));
+        self.dir(name).is_ok_and(kept)
     }
     /// Only who holds the lock of a stream's log may change the stream's files.
     fn check_lock(&mut self, ino: u64, engine: usize) {
@@ -663,6 +671,7 @@ impl World {
             return;
         };
         let copies = [("log", log.copy()), ("index", index.copy())];
+        self.robbed.insert(dir);
         for (name, copy) in copies {
             let ino = self.fresh();
             self.files.insert(ino, copy);
@@ -862,6 +871,9 @@ impl Disk for SimDisk {
                     return errno(libc::ENOSPC);
                 }
                 None if create => {
+                    if name.starts_with("cut-") && !w.robbed.contains(&dir) {
+                        w.fail(format!("{} is kept, but nobody took the index", path.display()));
+                    }
                     let ino = w.fresh();
                     w.files.insert(ino, Inode::default());
                     w.change(dir, vec![(name, Some(ino))]);

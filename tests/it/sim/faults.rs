@@ -51,9 +51,14 @@ const FAULTS: &[Fault] = &[
     fault("names not synced", "commit.rs", &[("files.sync_names()?;", "")]),
     fault("index not synced before the first event", "commit.rs", &[("files.sync_index()?;", "")]),
     fault(
+        "index not written again after its sync failed",
+        "commit.rs",
+        &[("files.publish(0)?;", "")],
+    ),
+    fault(
         "time may go back",
         "commit.rs",
-        &[("self.disk().now().max(new.time + 1)", "self.disk().now()")],
+        &[("self.disk().now().max(later)", "self.disk().now()")],
     ),
     fault(
         "short writes taken for whole ones",

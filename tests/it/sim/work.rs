@@ -557,6 +557,8 @@ impl Sim {
         drop(store);
         let mut w = self.world();
         if w.unlink(&Path::new(name).join("index")).is_ok() {
+            let dir = w.dir(name).unwrap();
+            w.robbed.insert(dir);
             w.note(format!("  unlink {name}/index"));
             w.count("indexes deleted");
         }
@@ -573,6 +575,7 @@ impl Sim {
             Ok(()) => !there,
             Err(Error::NotFound) => before.stream == 0 || !quiet,
             Err(Error::NotEmpty) => true,
+            Err(Error::Os { errno: libc::ENOTEMPTY, .. }) => !quiet || self.world().keeps(name),
             Err(Error::Stopped { .. }) => self.stoppable(engine),
             Err(_) => !quiet,
         };
@@ -594,6 +597,7 @@ impl Sim {
             Ok(()) => true,
             Err(Error::NotFound) => before.stream == 0 || !quiet,
             Err(Error::NotEmpty) => taken != 0 || !quiet,
+            Err(Error::Os { errno: libc::ENOTEMPTY, .. }) => !quiet || self.world().keeps(to),
             Err(Error::Stopped { .. }) => self.stoppable(engine),
             Err(_) => !quiet,
         };
