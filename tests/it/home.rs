@@ -293,7 +293,7 @@ fn copied_under_load(disk: &Path, before_each: &str, words: &str) {
     let script = format!("set -e; {before_each}\n{script}");
     let m = Mnt::on(&store, &[]);
     // Lines, and bytes in a line: many pages in an event, many events in a page, one event.
-    let loads = [("wide", 10, 20_000), ("many", 300, 40), ("one", 1, 100)];
+    let loads = [("wide", 10, 20_000), ("many", 300, 40), ("--one *", 1, 100)];
     let acknowledged = loads.map(|_| AtomicU64::new(0));
     for (name, ..) in loads {
         m.stream(name);
