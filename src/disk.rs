@@ -88,6 +88,14 @@ impl Real {
     pub fn new(root: PathBuf, scratch: PathBuf) -> Real {
         Real { root, scratch }
     }
+
+    /// Runs `call` with a path to a file of a stream that leads through no symbolic link: who may
+    /// make a stream's directory, or owns it, must not lend us the names of others.
+    fn file<R>(&self, path: &Path, call: impl FnOnce(&Path) -> io::Result<R>) -> io::Result<R> {
+        let (stream, name) = (path.parent(), path.file_name());
+        let (_held, stream) = sys::directory(&self.root.join(stream.unwrap_or(Path::new(""))))?;
+        call(&stream.join(name.unwrap_or_default()))
+    }
 }
 
 /// So many zeros are written at a time.
@@ -99,14 +107,10 @@ impl Disk for Real {
     type File = File;
 
     fn open(&self, path: &Path, create: bool) -> io::Result<File> {
-        // Not through a symbolic link: who owns a stream's directory must not lend us their names.
-        OpenOptions::new()
-            .read(true)
-            .write(create)
-            .create(create)
-            .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
-            .mode(0o600)
-            .open(self.root.join(path))
+        let mut options = OpenOptions::new();
+        options.read(true).write(create).create(create).mode(0o600);
+        options.custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
+        self.file(path, |path| options.open(path))
     }
 
     fn scratch(&self) -> io::Result<File> {
@@ -198,7 +202,7 @@ impl Disk for Real {
     }
 
     fn remove_file(&self, path: &Path) -> io::Result<()> {
-        fs::remove_file(self.root.join(path))
+        self.file(path, |path| fs::remove_file(path))
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {

@@ -90,7 +90,8 @@ fn answer<P: Reply, R>(
         Ok(value) => ok(reply, value),
         Err(error) => {
             let errno = error.errno();
-            if errno == libc::EIO {
+            // That a stream stopped was said when it did.
+            if errno == libc::EIO && !matches!(error, Error::Stopped { .. }) {
                 tree.log(&error.to_string());
             }
             reply.refuse(Errno::from_i32(errno));

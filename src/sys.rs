@@ -6,7 +6,8 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
 
 /// Continues the CRC-32C `crc` over `bytes`; begin with 0. The instruction computes the register
 /// of RFC 3720 appendix B.4, which is inverted before and after.
@@ -101,6 +102,15 @@ pub fn punch(file: &File, from: u64, to: u64) -> io::Result<()> {
 pub fn begin_writeback(file: &File) {
     // SAFETY: a plain system call on a descriptor that is open as long as `file` is borrowed.
     unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE) };
+}
+
+/// The directory at `path`, unless a symbolic link is there, and a path to it that holds as long as
+/// it is open, whatever is renamed meanwhile.
+pub fn directory(path: &Path) -> io::Result<(File, PathBuf)> {
+    let flags = libc::O_PATH | libc::O_DIRECTORY | libc::O_NOFOLLOW;
+    let directory = File::options().read(true).custom_flags(flags).open(path)?;
+    let path = format!("/proc/self/fd/{}", directory.as_raw_fd());
+    Ok((directory, path.into()))
 }
 
 /// Space and files of the file system that holds `path`: statvfs(3).

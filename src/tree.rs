@@ -459,9 +459,11 @@ impl Tree {
     /// Gives the directory of a stream this mode and owner (uid, gid).
     fn make(&self, name: &OsStr, mode: u32, owner: (u32, u32)) -> Result<()> {
         let path = self.root.join(name);
-        chown(&path, Some(owner.0), Some(owner.1))
-            .and_then(|()| fs::set_permissions(&path, Permissions::from_mode(mode)))
-            .map_err(Error::os(path.display()))
+        let made = sys::directory(&path).and_then(|(_held, path)| {
+            chown(&path, Some(owner.0), Some(owner.1))?;
+            fs::set_permissions(&path, Permissions::from_mode(mode))
+        });
+        made.map_err(Error::os(path.display()))
     }
 
     /// Space and files of the file system the store is on: statvfs(3).

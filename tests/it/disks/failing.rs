@@ -96,6 +96,7 @@ fn a_failed_sync_stops_its_stream_alone_until_the_next_mount() {
 
     faults.are(&[]);
     refuses(&s);
+    assert_eq!(m.log().matches("takes no appends").count(), 1, "{}", m.log());
     assert_eq!(text(&read(s.join("events"))), "first\n");
     append(other.join("events"), "third\n");
     assert_eq!(text(&read(other.join("events"))), "first\nsecond\nthird\n");
