@@ -22,7 +22,7 @@ use crate::stream::{Stream, Tip, lock};
 
 /// So many of the callers' threads may be committing; beyond that a commit gets one of its own, so
 /// that slow ones leave a mount with threads for those who want something else.
-const LEADERS: usize = 80;
+const LEADERS: usize = 72;
 /// Batches in memory share a sync up to this many bytes of log; a larger one goes alone.
 const GROUP: u64 = 1 << 20;
 
@@ -245,7 +245,8 @@ impl<D: Disk> Stream<D> {
         self.grow_index(files, new.count)?;
         // Where there is no room for the step ahead there may be for the batch.
         let _ = self.grow_log(files, tip.end + bytes);
-        let ends = Spill::new(self.shared.disk.clone(), self.shared.ceiling.clone());
+        // Whoever holds all the room there is for batches keeps no other one from its commit.
+        let ends = Spill::new(self.shared.disk.clone(), Arc::default());
         let mut writer =
             Writer { stream: self, files, out: Vec::new(), at: tip.end, some: Vec::new(), ends };
         let mut frames = || {

@@ -44,7 +44,7 @@ prints a line for each fault. Exit status: 0 healthy, 1 faults found, 2 it could
 ";
 
 /// Threads that take requests. Those of a commit wait for the disk, one for each stream.
-const THREADS: usize = 96;
+const THREADS: usize = 88;
 
 /// What the command line asks for.
 #[derive(Default)]
