@@ -341,7 +341,9 @@ fn explain(mount_point: &Path, error: &io::Error) -> String {
          mount point"
             .into()
     } else if no_right {
-        "no right to mount: CAP_SYS_ADMIN is missing; in a container '--cap-add SYS_ADMIN'".into()
+        "no right to mount: CAP_SYS_ADMIN is missing; in a container '--cap-add SYS_ADMIN', and \
+         '--security-opt apparmor=unconfined' where there is AppArmor"
+            .into()
     } else {
         format!("cannot mount: {}", error.to_string().trim())
     };

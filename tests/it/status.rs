@@ -73,6 +73,25 @@ fn the_status_is_a_file_like_any_other() {
 }
 
 #[test]
+fn the_status_is_what_prometheus_reads() {
+    let mnt = Mnt::new();
+    append(mnt.stream("s").join("events"), "event\n");
+    // The README's lines for the textfile collector.
+    let block =
+        include_str!("../../README.md").split("\n\n").find(|b| b.contains("smolstore.prom"));
+    let dir = public_dir();
+    let place = dir.path().to_str().unwrap();
+    let script = block.unwrap().replace("/var/lib/prometheus/node-exporter", place);
+    ok(&sh("sh", &script.replace("MOUNTPOINT", mnt.path().to_str().unwrap()), dir.path()));
+    assert_eq!(names(dir.path()), ["smolstore.prom"]);
+    // Each value follows a line that says what it is, and one of its type.
+    let script = r##"awk '/^# HELP [a-z_]+ ./ { name = $3; next } $0 ~ "^# TYPE " name " (counter|gauge|summary)$" { next }
+        $1 ~ "^" name "({[a-z]+=\"[^\"]+\"})?$" && $2 ~ /^[0-9.]+$/ && NF == 2 { n++; next }
+        { print; exit } END { print n }' smolstore.prom"##;
+    assert_eq!(ok(&sh("sh", script, dir.path())), "13\n");
+}
+
+#[test]
 fn requests_are_traced_from_one_sigusr1_to_the_next() {
     let mnt = Mnt::new();
     let s = mnt.stream("s");
