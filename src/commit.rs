@@ -202,8 +202,13 @@ impl<D: Disk> Stream<D> {
             let first = new.count;
             let events = job.batch.tally.all_events();
             if events > 0 {
+                let Some(later) = new.time.checked_add(1) else {
+                    // No clock says so. Whoever could write such a log must not stop the others.
+                    let why = "no time is later than that of its last event";
+                    return Err(Error::Stopped { stream: self.title(), why });
+                };
                 new.count += events;
-                new.time = self.disk().now().max(new.time + 1);
+                new.time = self.disk().now().max(later);
             }
             let (last, time) = (new.count, new.time);
             Ok(Place { first, last, time })

@@ -629,6 +629,39 @@ fn what_is_intact_behind_damage_and_a_hole_is_found_by_any_entry() {
     }
 }
 
+/// No clock says so, but whoever may write to the log can: there is no later time for a next batch.
+#[test]
+fn a_stream_of_the_last_time_there_is_takes_no_appends() {
+    let (dir, log, _) = stream_of(2, |n| n.to_string());
+    let mut frame = Vec::new();
+    smolstore::frame::encode(&mut frame, 2, u64::MAX, true, true, b"late");
+    log.write_all_at(&frame, 36).unwrap();
+    let store = Store::open(dir.path(), false).unwrap();
+    let stream = store.stream("s").unwrap();
+    assert_eq!(
+        stream.event(2).map(|event| (event.time, event.bytes)),
+        Ok((u64::MAX, b"late".into()))
+    );
+    assert_eq!([1, u64::MAX].map(|time| stream.since(time)), [Ok(0), Ok(2)]);
+    let before = fs::read(dir.path().join("s/log")).unwrap();
+    for guard in [None, Some(3)] {
+        let refused = stream.append(["more"], guard);
+        assert!(matches!(refused, Err(Error::Stopped { .. })), "{refused:?}");
+    }
+    assert_eq!(stream.append(["more"], Some(2)), Err(Error::Exists));
+    assert_eq!(fs::read(dir.path().join("s/log")).unwrap(), before);
+    store.check("s", &mut |found| panic!("{found}"), &mut |_, _| {}).unwrap();
+    // The one before is as good as any.
+    let (dir, log, _) = stream_of(2, |n| n.to_string());
+    frame.clear();
+    smolstore::frame::encode(&mut frame, 2, u64::MAX - 1, true, true, b"late");
+    log.write_all_at(&frame, 36).unwrap();
+    let stream = Store::open(dir.path(), false).unwrap().stream("s").unwrap();
+    assert_eq!(stream.append(["last"], None), Ok(3));
+    assert_eq!(stream.event(3).map(|event| event.time), Ok(u64::MAX));
+    assert!(stream.append(["more"], None).is_err());
+}
+
 /// The count says that a part of a batch was acknowledged of which the end is not there.
 #[test]
 fn a_count_inside_a_batch_without_its_end_is_a_loss() {

@@ -79,7 +79,7 @@ impl Script<'_> {
     }
 
     fn batch(&mut self, len: usize) {
-        self.time += 1 + u64::from(self.input.byte());
+        self.time = self.time.saturating_add(1 + u64::from(self.input.byte()));
         for i in 0..len {
             let payload = self.payload();
             self.frame(self.next, i == 0, i + 1 == len, &payload);
@@ -98,11 +98,11 @@ impl Script<'_> {
         self.time = match how >> 5 {
             0 => self.time - 1,
             1 => self.input.u64(),
-            2 | 3 => self.time + 1,
+            2 | 3 => self.time.saturating_add(1),
+            4 => u64::MAX - u64::from(self.input.byte() % 4),
             _ => self.time,
         };
-        // Times up to where there is no later one.
-        self.time = self.time.clamp(1, u64::MAX - (1 << 30));
+        self.time = self.time.max(1);
         let payload = self.payload();
         self.frame(index, how & 1 != 0, how & 2 != 0, &payload);
     }
@@ -465,7 +465,9 @@ impl View {
     /// The first event at or after a time is found.
     fn is_found_by_time(&self) {
         let events: Vec<&Event> = self.intact().collect();
-        for time in events.iter().flat_map(|event| [event.time, event.time + 1]).take(20) {
+        for time in
+            events.iter().flat_map(|event| [event.time, event.time.saturating_add(1)]).take(20)
+        {
             let first = events.iter().position(|event| event.time >= time);
             assert_eq!(self.stream.since(time), Ok(first.unwrap_or(events.len()) as u64));
         }
@@ -520,7 +522,18 @@ pub fn run(bytes: &[u8]) {
         assert_eq!(disk.get("log").unwrap(), log, "recovered twice");
         assert_eq!(disk.get("index"), index, "recovered twice");
     }
+    let mended = disk.get("log").unwrap();
+    let last = again.events.get(&again.count.wrapping_sub(1));
+    let spent = last.is_some_and(|last| last.as_ref().is_ok_and(|last| last.time == u64::MAX));
     match again.stream.append(["new", ""], Some(again.count)) {
+        // No batch can be later.
+        appended if spent => {
+            assert!(matches!(appended, Err(Error::Stopped { .. })), "{appended:?}");
+            // There may be more room than there was.
+            let now = disk.get("log").unwrap();
+            let more = now.strip_prefix(&mended[..]).expect("it takes no appends");
+            assert!(more.iter().all(|&byte| byte == 0), "it takes no appends");
+        }
         Err(Error::Stopped { .. }) => {
             assert!(!matches!(outcome, Outcome::Whole(_)));
             assert!(lost && disk.get("log").unwrap() == log, "it takes no appends");

@@ -58,7 +58,7 @@ const FAULTS: &[Fault] = &[
     fault(
         "time may go back",
         "commit.rs",
-        &[("self.disk().now().max(new.time + 1)", "self.disk().now()")],
+        &[("self.disk().now().max(later)", "self.disk().now()")],
     ),
     fault(
         "short writes taken for whole ones",
