@@ -600,6 +600,11 @@ fn check_log(found: &Found, after: &[u8]) {
 
 /// What was appended is there at once and later, behind what was there; also without an index.
 fn appends(found: &Found, disk: &Memory, before: &View) {
+    // Another frame for that very index, and an entry that leads there: see Limits in the README.
+    let forged = |n| found.entry(n).is_some_and(|at| found.frame(n, at).is_some());
+    if !found.plain && (forged(before.count) || forged(before.count + 1)) {
+        return;
+    }
     let check = |disk: &Memory| {
         let view = View::of(disk, false, found);
         assert_eq!(view.count, before.count + 2);
