@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::Mutex;
 
-use crate::disk::{Disk, Stat};
+use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::frame::{self, Found};
 use crate::index;
@@ -26,6 +26,16 @@ struct Survey {
 impl<D: Disk> Stream<D> {
     /// Opens log and index by name, and recovers the stream.
     pub(crate) fn open(&self) -> Result<Files<D>> {
+        // Where nothing is to be done nobody who holds the lock is waited for.
+        if let Ok(Some(files)) = self.open_files(false) {
+            return Ok(files);
+        }
+        let opened = self.open_files(true)?;
+        opened.ok_or_else(|| self.os("log")(io::Error::other("it was not recovered")))
+    }
+
+    /// Without the lock None where anything is to be done.
+    fn open_files(&self, locked: bool) -> Result<Option<Files<D>>> {
         let (disk, write) = (self.disk(), !self.shared.read_only);
         let name = self.name();
         let missing = |error: io::Error, what| match error.kind() {
@@ -41,12 +51,17 @@ impl<D: Disk> Stream<D> {
             }
             result => result.map_err(|error| missing(error, what)),
         };
+        if !locked && disk.identity(&name.join("index")).is_err() {
+            return Ok(None);
+        }
         let log = open("log")?;
-        disk.lock(&log, !write).map_err(self.os("log"))?;
+        if locked {
+            disk.lock(&log, !write).map_err(self.os("log"))?;
+        }
         // Whoever fails from here on drops the file, and with it the lock.
         let found = disk.stat(&log).map_err(self.os("log"))?;
         let named = || disk.identity(&name.join("log")).ok();
-        if write && named() != Some(found.identity) {
+        if locked && write && named() != Some(found.identity) {
             // Removed or renamed while we waited: the index would be another stream's.
             return Err(Error::NotFound);
         }
@@ -69,22 +84,28 @@ impl<D: Disk> Stream<D> {
             unmended: None,
             barren: Mutex::default(),
         };
-        let tip = self.recover(&mut files, found)?;
+        let survey = self.survey(&files, found.len)?;
+        let nothing = Decision::Use { adopt: false, cut: false };
+        if !locked && decide(survey.facts) != nothing {
+            return Ok(None);
+        }
+        let tip = self.recover(&mut files, &survey, found.len)?;
         if *known != found.identity {
             *lock(&self.tip) = Tip::default();
         }
         *known = found.identity;
-        disk.unlock(&files.log).map_err(self.os("log"))?;
+        if locked {
+            disk.unlock(&files.log).map_err(self.os("log"))?;
+        }
         let mut seen = lock(&self.tip);
         if tip.count >= seen.count {
             *seen = tip;
         }
-        Ok(files)
+        Ok(Some(files))
     }
 
-    /// Finds out in what state log and index are, under the lock, and mends what can be.
-    fn recover(&self, files: &mut Files<D>, log: Stat) -> Result<Tip> {
-        let found = self.survey(files, log.len)?;
+    /// Mends what can be, under the lock.
+    fn recover(&self, files: &mut Files<D>, found: &Survey, len: u64) -> Result<Tip> {
         let tip = Tip { count: found.walk.whole, end: found.walk.end, time: found.walk.whole_time };
         let indexed = found.facts.indexed;
         match decide(found.facts) {
@@ -97,7 +118,7 @@ impl<D: Disk> Stream<D> {
                 Ok(tip)
             }
             Decision::Use { adopt, cut } => {
-                match self.mend(files, &found, tip, (adopt, cut), log.len) {
+                match self.mend(files, found, tip, (adopt, cut), len) {
                     // Whoever only reads needs none of it, if what is read stays: what is counted,
                     // for that is what other mounts show.
                     Err(full) if full.no_room() && self.disk().sync_all(&files.log).is_ok() => {

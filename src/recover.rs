@@ -8,12 +8,14 @@
 //! | index                        | log                                        | what is done            |
 //! |------------------------------|--------------------------------------------|-------------------------|
 //! | counts n, entries sound      | n events, then zeros                       | nothing                 |
-//! | counts n, entries are holes  | n events, then zeros                       | entries derived when met|
+//! | counts n, entries are holes or wrong | n events, then zeros               | entries derived when met|
+//! | counts n                     | n events, then more zeros than are taken in advance | cut: of a large batch that never came |
+//! | counts n                     | n events, some damaged before one that the index knows  | nothing: these alone cannot be read |
 //! | counts n                     | n events, whole batches more, then zeros   | adopt the batches: the crash came between the sync and the count, or took the count's page |
 //! | counts n                     | n events (and whole batches), then a batch without its end, or anything but zeros | adopt, cut the rest: its commit was never acknowledged |
 //! | counts n                     | fewer than n events that check             | lost: the disk gave up acknowledged data; no appends, what is intact stays readable |
 //! | counts n                     | the n-th is inside a batch without its end | lost, too               |
-//! | absent, or another log's     | whole batches, then zeros                  | adopt all: the index is rebuilt |
+//! | absent, cut short of its header, or another log's | whole batches, or nothing, then zeros | adopt all: the index is rebuilt |
 //! | absent, or another log's     | whole batches, then anything else          | adopt, keep a copy of the rest beside the log, cut it: nothing says how much was acknowledged |
 //! | absent, or another log's     | a frame that does not check, a valid one directly behind | lost       |
 //!

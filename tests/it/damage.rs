@@ -591,6 +591,89 @@ fn stream_of(count: u64, event: impl Fn(u64) -> String) -> (TempDir, File, File)
     (dir, files.0, files.1)
 }
 
+/// The states that src/recover.rs lists, one by one: each index with each log.
+#[test]
+fn each_state_of_log_and_index_becomes_what_the_table_says() {
+    let event = |n: u64| format!("event {n:02}");
+    let mut torn = Vec::new();
+    smolstore::frame::encode(&mut torn, 5, u64::MAX / 2, true, false, b"torn");
+    for (log_is, index_is) in (0..8).flat_map(|log| (0..5).map(move |index| (log, index))) {
+        let (dir, log, index) = stream_of(6, event);
+        let clear = |from: u64| log.write_all_at(&vec![0; 4096 - from as usize], from).unwrap();
+        let counted = index_is < 2;
+        // Events there are, whether the stream is lost, whether a part of the log is cut off.
+        let (count, lost, cut) = match log_is {
+            0 => (clear(100), (4, false, false)).1,
+            1 => (6, false, false),
+            2 => {
+                clear(125);
+                log.write_all_at(&torn, 125).unwrap();
+                (5, false, true)
+            }
+            3 => {
+                clear(100);
+                log.write_all_at(&[b'E'; 40], 100).unwrap();
+                (4, false, true)
+            }
+            4 => {
+                clear(100);
+                log.set_len(1 << 16).unwrap();
+                (4, false, false)
+            }
+            5 => {
+                log.set_len(75).unwrap();
+                (if counted { 4 } else { 3 }, counted, false)
+            }
+            6 => {
+                clear(100);
+                log.write_all_at(b"E", 75 + 16).unwrap();
+                (if counted { 4 } else { 3 }, counted, true)
+            }
+            _ => {
+                clear(100);
+                log.write_all_at(b"E", 25 + 16).unwrap();
+                (4, index_is > 0, false)
+            }
+        };
+        index.write_all_at(&4u64.to_le_bytes(), 0).unwrap();
+        index.write_all_at(&[0; 16], entry_at(4)).unwrap();
+        match index_is {
+            0 => {}
+            1 => index.write_all_at(&[0; 32], entry_at(0)).unwrap(),
+            2 => index.write_all_at(b"another!", 8).unwrap(),
+            3 => index.set_len(15).unwrap(),
+            _ => fs::remove_file(dir.path().join("s/index")).unwrap(),
+        }
+        let found = fs::read(dir.path().join("s/log")).unwrap();
+        let state = format!("log {log_is}, index {index_is}");
+        for read_only in [true, false] {
+            let stream = Store::open(dir.path(), read_only).unwrap().stream("s").unwrap();
+            assert_eq!(stream.count(), Ok(count), "{state}");
+            let bad = |n| log_is == 7 && n == 1 || count == 4 && n == 3 && matches!(log_is, 5 | 6);
+            for n in 0..count {
+                assert_eq!(stream.event(n).is_err(), bad(n), "{state}, event {n}");
+            }
+            let appended = stream.append(["more"], None);
+            let now = fs::read(dir.path().join("s/log")).unwrap();
+            if read_only || lost {
+                let whole = matches!(appended, Err(Error::ReadOnly | Error::Stopped { .. }));
+                assert!(whole && now == found, "{state}: {appended:?}");
+                continue;
+            }
+            assert_eq!(appended, Ok(count), "{state}");
+            assert_eq!(now.len(), 4096, "{state}");
+            let mut names = names(&dir.path().join("s"));
+            names.retain(|name| name.to_string_lossy().starts_with("cut-"));
+            assert_eq!(names.len(), usize::from(cut && !counted), "{state}: {names:?}");
+            for name in names {
+                let kept = fs::read(dir.path().join("s").join(name)).unwrap();
+                let from = count as usize * 25;
+                assert!(kept[from..] == found[from..], "{state}");
+            }
+        }
+    }
+}
+
 /// Two events in a row are damaged: nothing leads over them but the index. Of that nothing is left
 /// from some event behind them on.
 #[test]

@@ -892,3 +892,29 @@ fn commits_that_take_long_hold_up_nobody_else() {
         assert_eq!(batches(s), ["first\n", "second\n"]);
     }
 }
+
+/// Readers take no lock, not even the first of a stream.
+#[test]
+fn a_lock_that_is_held_on_a_log_holds_up_no_reader() {
+    let m = Mnt::new();
+    append(m.stream("s").join("events"), "event\n".repeat(300));
+    m.restart();
+    let mut bystander = Bystander::new(&m);
+    let log = File::open(m.store().join("s/log")).unwrap();
+    log.lock().unwrap();
+    let (done, all) = std::sync::mpsc::channel();
+    for n in 0..200 {
+        let (s, done) = (m.path().join("s"), done.clone());
+        std::thread::spawn(move || {
+            let name = ["from", "at", "follow"][n % 3];
+            let there = fs::symlink_metadata(s.join(format!("{name}/{n}"))).is_ok();
+            done.send(there && read(s.join(format!("at/{n}"))) == b"event").unwrap();
+        });
+    }
+    bystander.is_served();
+    for _ in 0..200 {
+        assert_eq!(all.recv_timeout(Duration::from_secs(30)), Ok(true));
+    }
+    drop(log);
+    append(m.path().join("s/events"), "more\n");
+}

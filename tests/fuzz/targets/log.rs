@@ -522,6 +522,7 @@ pub fn run(bytes: &[u8]) {
         assert_eq!(disk.get("log").unwrap(), log, "recovered twice");
         assert_eq!(disk.get("index"), index, "recovered twice");
     }
+    let mended = disk.get("log").unwrap();
     let last = again.events.get(&again.count.wrapping_sub(1));
     let spent = last.is_some_and(|last| last.as_ref().is_ok_and(|last| last.time == u64::MAX));
     match again.stream.append(["new", ""], Some(again.count)) {
@@ -530,7 +531,7 @@ pub fn run(bytes: &[u8]) {
             assert!(matches!(appended, Err(Error::Stopped { .. })), "{appended:?}");
             // There may be more room than there was.
             let now = disk.get("log").unwrap();
-            let more = now.strip_prefix(&log[..]).expect("it takes no appends");
+            let more = now.strip_prefix(&mended[..]).expect("it takes no appends");
             assert!(more.iter().all(|&byte| byte == 0), "it takes no appends");
         }
         Err(Error::Stopped { .. }) => {
@@ -599,6 +600,11 @@ fn check_log(found: &Found, after: &[u8]) {
 
 /// What was appended is there at once and later, behind what was there; also without an index.
 fn appends(found: &Found, disk: &Memory, before: &View) {
+    // Another frame for that very index, and an entry that leads there: see Limits in the README.
+    let forged = |n| found.entry(n).is_some_and(|at| found.frame(n, at).is_some());
+    if !found.plain && (forged(before.count) || forged(before.count + 1)) {
+        return;
+    }
     let check = |disk: &Memory| {
         let view = View::of(disk, false, found);
         assert_eq!(view.count, before.count + 2);

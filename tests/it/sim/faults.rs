@@ -314,7 +314,7 @@ const FAULTS: &[Fault] = &[
     fault(
         "another one's name while its lock was waited for",
         "mend.rs",
-        &[("write && named() != Some(found.identity)", "false")],
+        &[("locked && write && named() != Some(found.identity)", "false")],
     ),
     fault(
         "no room said though the cut failed",
