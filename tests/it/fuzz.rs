@@ -9,11 +9,11 @@ mod targets;
 use std::fs;
 use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use targets::{Run, TARGETS};
 
-/// Inputs made of the corpus, for each target: so many that all take a few seconds. Under Miri the
-/// corpus alone takes minutes.
+/// Inputs made of the corpus, for each target: so many that all take a few seconds.
 const VARIATIONS: u64 = if cfg!(miri) { 0 } else { 3000 };
 
 fn corpus(target: &str) -> Vec<(PathBuf, Vec<u8>)> {
@@ -73,8 +73,16 @@ fn check(run: Run, target: &str, bytes: &[u8], what: &str) {
 
 fn replay(target: &str) {
     let run = TARGETS.iter().find(|(name, _)| *name == target).unwrap().1;
-    let corpus = corpus(target);
+    let mut corpus = corpus(target);
+    let begun = Instant::now();
+    if cfg!(miri) {
+        corpus.sort_by_key(|(_, bytes)| bytes.len());
+    }
     for (path, bytes) in &corpus {
+        // Miri takes many minutes for all of it. It sees the short ones.
+        if cfg!(miri) && begun.elapsed() > Duration::from_secs(100) {
+            break;
+        }
         check(run, target, bytes, &path.display().to_string());
     }
     for seed in 0..VARIATIONS {

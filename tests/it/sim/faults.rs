@@ -460,14 +460,14 @@ fn build(copy: &Path) -> PathBuf {
 }
 
 /// Runs the simulation with a fault on; whether it succeeded, and what it said.
-fn simulate(program: &Path, fault: &str, seeds: u64) -> (bool, String) {
+fn simulate(program: &Path, fault: &str, seeds: Range<u64>) -> (bool, String) {
     let said = tempfile::NamedTempFile::new().unwrap();
     let mut command = Command::new(program);
     command.args(["--nocapture", "sim::nothing_acknowledged"]);
     command.env("SMOLSTORE_FAULT", fault);
-    command.env("SMOLSTORE_SIM_FROM", "1");
+    command.env("SMOLSTORE_SIM_FROM", seeds.start.to_string());
     command.env("SMOLSTORE_SIM_TRAPS", "1");
-    command.env("SMOLSTORE_SIM_SEEDS", seeds.to_string());
+    command.env("SMOLSTORE_SIM_SEEDS", (seeds.end - seeds.start).to_string());
     command.stdin(Stdio::null()).stderr(Stdio::null());
     command.stdout(said.reopen().unwrap());
     let mut child = Reaped(command.spawn().unwrap());
@@ -479,15 +479,23 @@ fn simulate(program: &Path, fault: &str, seeds: u64) -> (bool, String) {
 
 /// What the simulation found, or why it is thought not to have found anything.
 fn hunt(program: &Path, fault: &str) -> Result<String, String> {
-    let (passed, said) = simulate(program, fault, SEEDS);
-    let found = said.lines().find_map(|line| line.strip_prefix("SMOLSTORE_SIM_SEED="));
-    match (passed, found) {
-        (false, Some(found)) => Ok(format!("seed {found}")),
-        (true, _) if said.contains("the fault is reached") => {
-            Err(format!("not found by {SEEDS} seeds"))
+    let mut from = 1;
+    loop {
+        let (passed, said) = simulate(program, fault, from..SEEDS);
+        let found = said.lines().find_map(|line| line.strip_prefix("SMOLSTORE_SIM_SEED="));
+        let seed = found.and_then(|found| found.split(':').next()?.parse::<u64>().ok());
+        match (passed, found.zip(seed)) {
+            // Some seed in thousands falls into a trap without any fault, as the README's Limits say.
+            (false, Some((_, seed))) if !simulate(program, "none", seed..seed + 1).0 => {
+                from = seed + 1;
+            }
+            (false, Some((found, _))) => return Ok(format!("seed {found}")),
+            (true, _) if said.contains("the fault is reached") => {
+                return Err(format!("not found by {SEEDS} seeds"));
+            }
+            (true, _) => return Err("never reached".into()),
+            (false, None) => return Err(format!("the simulation did not run: {said}")),
         }
-        (true, _) => Err("never reached".into()),
-        (false, None) => Err(format!("the simulation did not run: {said}")),
     }
 }
 
@@ -496,7 +504,7 @@ fn every_deliberate_fault_is_found() {
     let to = Path::new(env!("CARGO_TARGET_TMPDIR")).join("faults");
     copy(&to);
     let program = build(&to);
-    let (passed, said) = simulate(&program, "none", 500);
+    let (passed, said) = simulate(&program, "none", 1..500);
     assert!(passed, "without any fault: {said}");
 
     let only = std::env::var("SMOLSTORE_FAULT").unwrap_or_default();
