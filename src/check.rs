@@ -5,7 +5,6 @@
 use std::ffi::OsStr;
 use std::fmt;
 use std::path::Path;
-use std::sync::Mutex;
 
 use crate::disk::Disk;
 use crate::error::{Error, Result};
@@ -84,19 +83,8 @@ impl<D: Disk> Store<D> {
             return Ok(());
         };
         let identity = disk.stat(&log).map_err(os("log"))?.identity;
-        let files = Files {
-            disk: disk.clone(),
-            name: name.into(),
-            write: false,
-            log,
-            index: index.map_or_else(|| disk.scratch(), Ok).map_err(os("index"))?,
-            identity,
-            over: None,
-            counted: true,
-            lost: None,
-            unmended: None,
-            barren: Mutex::default(),
-        };
+        let index = index.map_or_else(|| disk.scratch(), Ok).map_err(os("index"))?;
+        let files = Files::new(disk.clone(), name.into(), false, (log, index), identity);
         let mut check = Check {
             files: &files,
             scan: files.scan(PIECE),

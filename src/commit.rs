@@ -246,7 +246,7 @@ impl<D: Disk> Stream<D> {
         // Where there is no room for the step ahead there may be for the batch.
         let _ = self.grow_log(files, tip.end + bytes);
         // Whoever holds all the room there is for batches keeps no other one from its commit.
-        let ends = Spill::new(self.shared.disk.clone(), Arc::default());
+        let ends = Some(Spill::new(self.shared.disk.clone(), Arc::default()));
         let mut writer =
             Writer { stream: self, files, out: Vec::new(), at: tip.end, some: Vec::new(), ends };
         let mut frames = || {
@@ -258,6 +258,9 @@ impl<D: Disk> Stream<D> {
         if let Err(error) = frames() {
             return Err(self.undo(files, tip.end, error));
         }
+        let Writer { at: end, ends, out, .. } = writer;
+        // Those who wait for the disk at the same time may be many.
+        drop(out);
         if disk.sync_data(&files.log).is_err() {
             // What became of the pages is not known, and trying again may lie. The stream stops in
             // any case; the cut spares its recovery a batch that may look damaged.
@@ -265,9 +268,13 @@ impl<D: Disk> Stream<D> {
             let _ = cut.and_then(|()| disk.sync_all(&files.log));
             return Err(self.stop(files, "its log failed to sync"));
         }
-        let Writer { at: end, ends, .. } = writer;
         let index = || -> Result<()> {
-            ends.pieces(0, |at, bytes| files.hint(entry_at(tip.count) + at, bytes))?;
+            match &ends {
+                Some(ends) => {
+                    ends.pieces(0, |at, bytes| files.hint(entry_at(tip.count) + at, bytes))?;
+                }
+                None => files.map(tip.count, tip.end, new.count).map(drop)?,
+            }
             files.publish(new.count)?;
             disk.stat(&files.log).map_err(self.os("log")).map(drop)
         };
@@ -459,7 +466,8 @@ impl<D: Disk> Stream<D> {
         // When it does not work the space is given back at the next mount.
         let _ = self.locked(|files, tip| {
             let left = *lock(&self.pending);
-            let keep = index::grown(tip.end + left.0);
+            // No step ahead: that is not of zeros.
+            let keep = (tip.end + left.0).next_multiple_of(4096);
             if lock(&self.room).log > keep {
                 self.cut(files, keep).map_err(self.os("log"))?;
             }
@@ -493,7 +501,8 @@ struct Writer<'a, D: Disk> {
     /// Where the events in `out` end, as it will be in the index;
     some: Vec<u8>,
     /// and those before. They wait for the sync: a batch that a crash takes leaves no entries.
-    ends: Spill<D>,
+    /// None when there is no room: the log says it, too.
+    ends: Option<Spill<D>>,
 }
 
 impl<D: Disk> Writer<'_, D> {
@@ -514,7 +523,8 @@ impl<D: Disk> Writer<'_, D> {
     fn flush(&mut self) -> Result<()> {
         let (disk, log) = (self.stream.disk(), &self.files.log);
         write_all(disk, log, &self.out, self.at).map_err(self.stream.os("log"))?;
-        self.ends.push(&self.some)?;
+        let kept = self.ends.take().map(|mut ends| ends.push(&self.some).map(|()| ends));
+        self.ends = kept.and_then(Result::ok);
         self.at += self.out.len() as u64;
         self.out.clear();
         self.some.clear();

@@ -40,8 +40,6 @@ pub trait Disk: Send + Sync + 'static {
     fn read_at(&self, file: &Self::File, bytes: &mut [u8], at: u64) -> io::Result<usize>;
     /// pwrite(2): may write less than asked for.
     fn write_at(&self, file: &Self::File, bytes: &[u8], at: u64) -> io::Result<usize>;
-    /// The bytes `from..to` are needed no more.
-    fn discard(&self, _file: &Self::File, _from: u64, _to: u64) {}
     /// Makes `from..to`, which is the end of the file, read as zeros and take up its space where
     /// the file system can promise that. A `large` batch is about to fill it.
     fn reserve(&self, file: &Self::File, from: u64, to: u64, large: bool) -> io::Result<()>;
@@ -141,11 +139,6 @@ impl Disk for Real {
         Ok(written)
     }
 
-    fn discard(&self, file: &File, from: u64, to: u64) {
-        // Where it cannot be done it is gone with the file.
-        let _ = sys::punch(file, from, to);
-    }
-
     fn reserve(&self, file: &File, from: u64, to: u64, large: bool) -> io::Result<()> {
         // Writing zeros would write a large batch twice. Where it has no room for all of it, or
         // cannot reserve, a file system takes as many of them as there is room for.
@@ -210,7 +203,9 @@ impl Disk for Real {
     }
 
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
-        File::open(self.root.join(path))?.sync_all()
+        let mut directory = OpenOptions::new();
+        directory.read(true).custom_flags(libc::O_DIRECTORY | libc::O_NOFOLLOW);
+        directory.open(self.root.join(path))?.sync_all()
     }
 
     fn streams(&self) -> io::Result<Names> {

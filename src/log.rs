@@ -42,6 +42,29 @@ pub(crate) struct Files<D: Disk> {
 }
 
 impl<D: Disk> Files<D> {
+    /// Log and index of the stream in the directory `name`, as they are.
+    pub(crate) fn new(
+        disk: Arc<D>,
+        name: PathBuf,
+        write: bool,
+        (log, index): (D::File, D::File),
+        identity: u64,
+    ) -> Files<D> {
+        Files {
+            disk,
+            name,
+            write,
+            log,
+            index,
+            identity,
+            over: None,
+            counted: true,
+            lost: None,
+            unmended: None,
+            barren: Mutex::default(),
+        }
+    }
+
     pub(crate) fn title(&self) -> String {
         self.name.to_string_lossy().into_owned()
     }
@@ -249,8 +272,8 @@ impl<D: Disk> Files<D> {
             return Ok(walk.at);
         }
         match self.map(walk.next, walk.at, n) {
-            Err(Error::Damaged { .. }) => {
-                *self.barren() = walk.next + 1..n + 1;
+            Err(Error::Damaged { index, .. }) => {
+                *self.barren() = index + 1..n + 1;
                 Err(self.damaged(n, "its place in the log is lost, for those before are damaged"))
             }
             result => result,

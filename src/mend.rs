@@ -1,12 +1,11 @@
 //! Opening a stream: what is found of it, and the steps that [`crate::recover`] decides on.
 
 use std::io;
-use std::sync::Mutex;
 
 use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::frame::{self, Found};
-use crate::index;
+use crate::index::{self, entry_at};
 use crate::log::Files;
 use crate::recover::{Decision, Facts, Walk, decide};
 use crate::spill::PIECE;
@@ -27,15 +26,11 @@ impl<D: Disk> Stream<D> {
     /// Opens log and index by name, and recovers the stream.
     pub(crate) fn open(&self) -> Result<Files<D>> {
         // Where nothing is to be done nobody who holds the lock is waited for.
-        if let Ok(Some(files)) = self.open_files(false) {
-            return Ok(files);
-        }
-        let opened = self.open_files(true)?;
-        opened.ok_or_else(|| self.os("log")(io::Error::other("it was not recovered")))
+        self.open_files(false).or_else(|_| self.open_files(true))
     }
 
-    /// Without the lock None where anything is to be done.
-    fn open_files(&self, locked: bool) -> Result<Option<Files<D>>> {
+    /// Without the lock an error where anything is to be done.
+    fn open_files(&self, locked: bool) -> Result<Files<D>> {
         let (disk, write) = (self.disk(), !self.shared.read_only);
         let name = self.name();
         let missing = |error: io::Error, what| match error.kind() {
@@ -51,8 +46,9 @@ impl<D: Disk> Stream<D> {
             }
             result => result.map_err(|error| missing(error, what)),
         };
-        if !locked && disk.identity(&name.join("index")).is_err() {
-            return Ok(None);
+        if !locked {
+            // Or it would be made.
+            disk.identity(&name.join("index")).map_err(|error| missing(error, "index"))?;
         }
         let log = open("log")?;
         if locked {
@@ -71,23 +67,17 @@ impl<D: Disk> Stream<D> {
             // Another stream got our name while our files were closed.
             return Err(Error::NotFound);
         }
-        let mut files = Files {
-            disk: self.shared.disk.clone(),
-            name,
-            write,
-            log,
-            index,
-            identity: found.identity,
-            over: None,
-            counted: true,
-            lost: None,
-            unmended: None,
-            barren: Mutex::default(),
-        };
+        let disk = self.shared.disk.clone();
+        let mut files = Files::new(disk.clone(), name, write, (log, index), found.identity);
+        let to_do = || self.os("log")(io::Error::other("it is to be recovered"));
+        if !locked && files.header()?.is_none() {
+            // All of the log would be read to know it.
+            return Err(to_do());
+        }
         let survey = self.survey(&files, found.len)?;
         let nothing = Decision::Use { adopt: false, cut: false };
         if !locked && decide(survey.facts) != nothing {
-            return Ok(None);
+            return Err(to_do());
         }
         let tip = self.recover(&mut files, &survey, found.len)?;
         if *known != found.identity {
@@ -101,10 +91,10 @@ impl<D: Disk> Stream<D> {
         if tip.count >= seen.count {
             *seen = tip;
         }
-        Ok(Some(files))
+        Ok(files)
     }
 
-    /// Mends what can be, under the lock.
+    /// Mends what can be, under the lock unless nothing is to be done.
     fn recover(&self, files: &mut Files<D>, found: &Survey, len: u64) -> Result<Tip> {
         let tip = Tip { count: found.walk.whole, end: found.walk.end, time: found.walk.whole_time };
         let indexed = found.facts.indexed;
@@ -147,6 +137,11 @@ impl<D: Disk> Stream<D> {
                 self.keep(files, tip, len)?;
             }
             self.cut(files, tip.end).map_err(files.os("log"))?;
+            // The index of a large batch that never came is long, too.
+            let (disk, len) = (self.disk(), index::grown(entry_at(tip.count)));
+            if disk.stat(&files.index).map_err(files.os("index"))?.len > len {
+                disk.set_len(&files.index, len).map_err(files.os("index"))?;
+            }
         }
         if adopt {
             let written = files.copy(found.beyond, tip.end, &files.log);

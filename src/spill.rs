@@ -114,15 +114,15 @@ impl<D: Disk> Spill<D> {
         }
     }
 
-    /// Hands every event to `each`, in order. They are gone then.
+    /// Hands every event to `each`, in order.
     pub(crate) fn events(
         &self,
         shape: Shape,
         mut each: impl FnMut(&[u8]) -> Result<()>,
     ) -> Result<()> {
-        let Some(file) = &self.file else {
+        if self.file.is_none() {
             return take(shape, &self.memory, true, &mut each).map(drop);
-        };
+        }
         // An event may be longer than a piece: then the buffer grows until it is whole.
         let (mut buffer, mut filled, mut at) = (Vec::new(), 0, 0);
         while at < self.len {
@@ -131,8 +131,6 @@ impl<D: Disk> Spill<D> {
             filled += read;
             at += read as u64;
             let used = take(shape, &buffer[..filled], at == self.len, &mut each)?;
-            // Its pages can take the frames: fresh ones cost more than all else that is done here.
-            self.disk.discard(file, at - read as u64, at);
             buffer.copy_within(used..filled, 0);
             filled -= used;
         }

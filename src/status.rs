@@ -110,7 +110,7 @@ impl Status {
             ("0.99", self.quantile(0.99)),
             ("1", self.longest.load(Relaxed)),
         ] {
-            let _ = writeln!(text, "{name}{{quantile=\"{share}\"}} {}", nanos as f64 / 1e9);
+            let _ = writeln!(text, "{name}{{quantile=\"{share}\"}} {:>20}", nanos as f64 / 1e9);
         }
         text
     }
@@ -156,7 +156,9 @@ mod tests {
         status.commit();
         let more = |value| [("open_files", "gauge", "Open files", value)];
         let text = status.text(&more(3.0));
-        assert_eq!(text.len(), status.text(&more(12_345.678_901)).len());
+        let long = Status::default();
+        long.batch(1, 1, 123_456_789_012);
+        assert_eq!(text.len(), long.text(&more(12_345.678_901)).len());
         for line in [
             "smolstore_commits_total 1",
             "smolstore_batches_total 100",

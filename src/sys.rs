@@ -81,21 +81,12 @@ fn c_path(path: &Path) -> io::Result<CString> {
     Ok(CString::new(path.as_os_str().as_bytes())?)
 }
 
-fn fallocate(file: &File, mode: i32, from: u64, to: u64) -> io::Result<()> {
+/// Reserves blocks for the bytes `from..to` of `file` and makes it that long; they read as zeros.
+pub fn allocate(file: &File, from: u64, to: u64) -> io::Result<()> {
     let offset = libc::off_t::try_from(from).map_err(io::Error::other)?;
     let len = libc::off_t::try_from(to - from).map_err(io::Error::other)?;
     // SAFETY: a plain system call on a descriptor that is open as long as `file` is borrowed.
-    check(unsafe { libc::fallocate(file.as_raw_fd(), mode, offset, len) }).map(drop)
-}
-
-/// Reserves blocks for the bytes `from..to` of `file` and makes it that long; they read as zeros.
-pub fn allocate(file: &File, from: u64, to: u64) -> io::Result<()> {
-    fallocate(file, 0, from, to)
-}
-
-/// Takes the bytes `from..to` out of `file`, which stays as long.
-pub fn punch(file: &File, from: u64, to: u64) -> io::Result<()> {
-    fallocate(file, libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE, from, to)
+    check(unsafe { libc::fallocate(file.as_raw_fd(), 0, offset, len) }).map(drop)
 }
 
 /// Lets the disk begin to write what was written to `file`; says nothing of how that ends.
@@ -109,7 +100,7 @@ pub fn begin_writeback(file: &File) {
 pub fn directory(path: &Path) -> io::Result<(File, PathBuf)> {
     let flags = libc::O_PATH | libc::O_DIRECTORY | libc::O_NOFOLLOW;
     let directory = File::options().read(true).custom_flags(flags).open(path)?;
-    let path = format!("/proc/self/fd/{}", directory.as_raw_fd());
+    let path = format!("/proc/thread-self/fd/{}", directory.as_raw_fd());
     Ok((directory, path.into()))
 }
 
