@@ -21,6 +21,8 @@ struct Seen {
     calls: Mutex<Vec<&'static str>>,
     fail_sync: AtomicBool,
     over_quota: AtomicBool,
+    /// There is no room for temporary files.
+    no_scratch: AtomicBool,
     /// What writes to an index answer, 0 for nothing wrong.
     fail_index: AtomicI32,
     /// Each sync waits until as many are under way.
@@ -48,6 +50,9 @@ impl Disk for Watched {
         Ok(Named(self.real.open(path, create)?, name))
     }
     fn scratch(&self) -> io::Result<Named> {
+        if self.seen.no_scratch.load(SeqCst) {
+            return Err(io::Error::from_raw_os_error(libc::ENOSPC));
+        }
         Ok(Named(self.real.scratch()?, "scratch"))
     }
     fn read_at(&self, file: &Named, bytes: &mut [u8], at: u64) -> io::Result<usize> {
@@ -271,6 +276,30 @@ fn a_commit_whose_count_finds_no_room_is_taken_back() {
     seen.fail_index.store(0, SeqCst);
     assert_eq!(s.append(["later"], Some(1)), Ok(1));
     assert_eq!(payloads(&store, "s", 0), [&b"kept"[..], b"later"]);
+}
+
+/// More events than there is memory for their entries, without room for a temporary file.
+#[test]
+fn a_batch_whose_entries_find_no_room_until_the_sync_is_committed() {
+    let dir = TempDir::new().unwrap();
+    let (store, seen) = watched(&dir);
+    store.create("s", 0o755).unwrap();
+    let s = store.stream("s").unwrap();
+    let mut batch = s.batch(Shape::Lines);
+    batch.push("1\n22\n\n".repeat(20_000).as_bytes()).unwrap();
+    seen.no_scratch.store(true, SeqCst);
+    assert_eq!(s.commit(batch, None), Ok(0));
+    assert_eq!(s.append(["last"], Some(60_000)), Ok(60_000));
+    assert_eq!(s.event(40_000).unwrap().bytes, b"22");
+    // Each entry is there: eight bytes for where each event ends.
+    let index = std::fs::read(dir.path().join("s/index")).unwrap();
+    let ends = index[16..].as_chunks::<8>().0[..60_001].iter().map(|end| u64::from_le_bytes(*end));
+    let lens = [17 + 1, 17 + 2, 17].into_iter().cycle().take(60_000).chain([17 + 4]);
+    let expected = lens.scan(0, |at, len| {
+        *at += len;
+        Some(*at)
+    });
+    assert!(ends.eq(expected));
 }
 
 #[test]
