@@ -83,7 +83,10 @@ impl Sim {
     fn start(&self, engine: usize) {
         let store = self.store(engine);
         lock(&self.started)[engine] = self.world().grave;
-        let alive = self.world().alive[engine];
+        let mut world = self.world();
+        world.broken.retain(|(broken, _), _| *broken != engine);
+        let alive = world.alive[engine];
+        drop(world);
         lock(&self.engines)[engine] = Some((alive, store));
     }
 

@@ -443,6 +443,8 @@ pub(super) struct World {
     pub(super) names: BTreeMap<u64, Vec<String>>,
     /// Streams that somebody took the index from. No other one is ever without.
     pub(super) robbed: BTreeSet<u64>,
+    /// When a commit of an engine could not sync a log: it takes no more on that stream.
+    pub(super) broken: BTreeMap<(usize, u64), u64>,
     pub(super) writes: u64,
     pub(super) calls: u64,
     /// Those that something might befall.
@@ -487,6 +489,7 @@ impl World {
             moves: 0,
             names: BTreeMap::new(),
             robbed: BTreeSet::new(),
+            broken: BTreeMap::new(),
             writes: 0,
             calls: 0,
             turns: 0,
@@ -569,6 +572,11 @@ impl World {
             Some(header == file("log")?.to_le_bytes())
         };
         self.dir(name).ok().and_then(index) == Some(true)
+    }
+    /// When an engine could not sync the log of a stream.
+    pub(super) fn broke(&self, engine: usize, stream: u64) -> Option<u64> {
+        let log = self.dirs.get(&stream)?.now.get("log")?;
+        self.broken.get(&(engine, *log)).copied()
     }
     /// Whether something that was cut off is kept in a stream's directory, which no engine removes.
     pub(super) fn keeps(&self, name: &str) -> bool {
@@ -1138,6 +1146,11 @@ impl SimDisk {
             let inode = files.get_mut(&file.ino).unwrap();
             let luck = Luck::roll(rng);
             if let Some(code) = turn.fail {
+                if !all {
+                    w.broken.entry((self.engine, file.ino)).or_insert(w.calls);
+                }
+                let World { rng, files, .. } = w;
+                let inode = files.get_mut(&file.ino).unwrap();
                 let (lost, evicted) = (!rng.one_in(4), rng.one_in(3));
                 if lost {
                     inode.lose(rng, luck);

@@ -403,7 +403,14 @@ impl Sim {
         strict: Option<&Result<u64, Error>>,
         quiet: bool,
     ) {
-        let guard = self.model(|model| model.attempts[&id].guard);
+        let (guard, began, meant) = self.model(|model| {
+            let attempt = &model.attempts[&id];
+            (attempt.guard, attempt.began, attempt.meant)
+        });
+        let broke = self.world().broke(engine, meant);
+        if result.is_ok() && broke.is_some_and(|broke| broke < began) {
+            self.fail(format!("append {id:x} to a log that had failed to sync"));
+        }
         let fits = match (result, strict) {
             (Err(Error::Stopped { .. }), _) => self.stoppable(engine),
             (result, Some(strict)) => result == strict,
