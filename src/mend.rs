@@ -111,7 +111,8 @@ impl<D: Disk> Stream<D> {
                 match self.mend(files, found, tip, (adopt, cut), len) {
                     // Whoever only reads needs none of it, if what is read stays: what is counted,
                     // for that is what other mounts show.
-                    Err(full) if full.no_room() && self.disk().sync_all(&files.log).is_ok() => {
+                    Err(full) if full.no_room() => {
+                        self.sync_log(files)?;
                         files.counted = indexed.is_some();
                         files.unmended = Some(full);
                         let (end, time) = (found.beyond, found.start.time);
@@ -147,12 +148,19 @@ impl<D: Disk> Stream<D> {
             let written = files.copy(found.beyond, tip.end, &files.log);
             written.map_err(files.os("log"))?;
         }
-        if (cut || tip.end > found.beyond) && self.disk().sync_all(&files.log).is_err() {
-            // Next time there would be nothing to cut, and this would be forgotten.
-            return Err(self.stop(files, "its log failed to sync"));
+        if cut || tip.end > found.beyond {
+            self.sync_log(files)?;
         }
         if adopt {
             self.count_in(files, found, tip.count)?;
+        }
+        Ok(())
+    }
+
+    fn sync_log(&self, files: &Files<D>) -> Result<()> {
+        if self.disk().sync_all(&files.log).is_err() {
+            // Next time there would be nothing to cut, and this would be forgotten.
+            return Err(self.stop(files, "its log failed to sync"));
         }
         Ok(())
     }
@@ -243,7 +251,9 @@ impl<D: Disk> Stream<D> {
             None => {
                 files.sync_index().inspect_err(|_| {
                     // Not ours until it is durable.
-                    let _ = disk.set_len(&files.index, 0);
+                    if disk.set_len(&files.index, 0).is_err() {
+                        self.stop(files, "its index failed to sync");
+                    }
                 })?;
                 format!("stream {name:?}: rebuilt its index")
             }

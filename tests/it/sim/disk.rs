@@ -443,7 +443,8 @@ pub(super) struct World {
     pub(super) names: BTreeMap<u64, Vec<String>>,
     /// Streams that somebody took the index from. No other one is ever without.
     pub(super) robbed: BTreeSet<u64>,
-    /// When a commit of an engine could not sync a log: it takes no more on that stream.
+    /// When an engine could not sync a log: it takes no more appends on that stream. When it could
+    /// not sync an index: nobody does until it is synced.
     pub(super) broken: BTreeMap<(usize, u64), u64>,
     pub(super) writes: u64,
     pub(super) calls: u64,
@@ -573,10 +574,11 @@ impl World {
         };
         self.dir(name).ok().and_then(index) == Some(true)
     }
-    /// When an engine could not sync the log of a stream.
+    /// When an engine could not sync the log of a stream, or its index.
     pub(super) fn broke(&self, engine: usize, stream: u64) -> Option<u64> {
-        let log = self.dirs.get(&stream)?.now.get("log")?;
-        self.broken.get(&(engine, *log)).copied()
+        let files = &self.dirs.get(&stream)?.now;
+        let broke = |file| self.broken.get(&(engine, *files.get(file)?)).copied();
+        broke("log").or_else(|| broke("index"))
     }
     /// Whether something that was cut off is kept in a stream's directory, which no engine removes.
     pub(super) fn keeps(&self, name: &str) -> bool {
@@ -998,6 +1000,10 @@ impl Disk for SimDisk {
             w.writes += 1;
             let inode = w.files.get_mut(&file.ino).unwrap();
             inode.set_len(len as usize);
+            // Then it counts nothing.
+            if len == 0 && w.is(file.ino, "index") {
+                w.broken.retain(|(_, broken), _| *broken != file.ino);
+            }
             Ok(())
         })
     }
@@ -1146,9 +1152,7 @@ impl SimDisk {
             let inode = files.get_mut(&file.ino).unwrap();
             let luck = Luck::roll(rng);
             if let Some(code) = turn.fail {
-                if !all {
-                    w.broken.entry((self.engine, file.ino)).or_insert(w.calls);
-                }
+                w.broken.entry((self.engine, file.ino)).or_insert(w.calls);
                 let World { rng, files, .. } = w;
                 let inode = files.get_mut(&file.ino).unwrap();
                 let (lost, evicted) = (!rng.one_in(4), rng.one_in(3));
@@ -1165,6 +1169,9 @@ impl SimDisk {
                 inode.lose(rng, luck);
             } else {
                 inode.sync(all);
+            }
+            if w.is(file.ino, "index") {
+                w.broken.retain(|(_, broken), _| *broken != file.ino);
             }
             Ok(())
         })
