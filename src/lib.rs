@@ -1,7 +1,8 @@
 //! An event store whose whole client library is the file system: the engine, usable without a
 //! mount, and the mount.
 //!
-//! The map, from the pure core to the edge; each module knows only those above it:
+//! The map, from the pure core to the edge; each module knows only those above it,
+//! and `sys`:
 //!
 //! | module      | what it does                                    | must not know             |
 //! |-------------|-------------------------------------------------|---------------------------|

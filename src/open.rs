@@ -1,8 +1,8 @@
 //! Open files of the tree: what a writer has gathered since its last commit, who is to be told
 //! what became of it, how far a reader has come.
 //!
-//! Several processes may share one open file, and each close of each of them commits: see the
-//! design, "Who commits on close".
+//! Several processes may share one open file, and each close of each of them commits: see "Who
+//! commits on close" in the README.
 
 use std::cmp::Ordering;
 use std::collections::{HashMap, VecDeque};
