@@ -300,7 +300,8 @@ impl<D: Disk> Stream<D> {
             return error;
         }
         match self.cut(files, end).map_err(self.os("log")) {
-            Ok(()) if disk.sync_all(&files.log).is_ok() => error,
+            // As for an acknowledgement: whoever was cut off may only be told by this stat.
+            Ok(()) if disk.sync_all(&files.log).is_ok() && disk.stat(&files.log).is_ok() => error,
             // Where each write takes new blocks to cut needs room, too. Whoever has something to
             // write next recovers first: what is there is then cut off, or adopted.
             Err(full) if full.no_room() => self.unknown(&error),
@@ -381,13 +382,15 @@ impl<D: Disk> Stream<D> {
                     *lock(&self.room) = Room { log: log.len, index: index.len };
                     let result = change(&files, tip);
                     let released = held.release();
-                    return match released {
-                        Err(error) if result.is_ok() => {
+                    return match (released, result) {
+                        (Err(error), Ok(_)) => {
                             // Nobody is to be told EEXIST for it.
                             *lock(&self.tip) = tip;
                             Err(self.unknown(&self.os("log")(error)))
                         }
-                        _ => result,
+                        // Nor that nothing is stored, by who only believed to cut it off again.
+                        (Err(_), Err(full)) if full.no_room() => Err(self.unknown(&full)),
+                        (_, result) => result,
                     };
                 }
             }

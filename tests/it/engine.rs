@@ -23,6 +23,8 @@ struct Seen {
     over_quota: AtomicBool,
     /// There is no room for temporary files.
     no_scratch: AtomicBool,
+    /// Whoever unlocks is told that it was cut off, as on a distributed file system.
+    cut_off: AtomicBool,
     /// What writes to an index answer, 0 for nothing wrong.
     fail_index: AtomicI32,
     /// Each sync waits until as many are under way.
@@ -98,7 +100,9 @@ impl Disk for Watched {
         self.real.lock(&file.0, shared)
     }
     fn unlock(&self, file: &Named) -> io::Result<()> {
-        self.real.unlock(&file.0)
+        self.real.unlock(&file.0)?;
+        let cut_off = self.seen.cut_off.load(SeqCst);
+        if cut_off { Err(io::Error::from_raw_os_error(libc::EIO)) } else { Ok(()) }
     }
     fn identity(&self, path: &Path) -> io::Result<u64> {
         self.real.identity(path)
@@ -274,6 +278,24 @@ fn a_commit_whose_count_finds_no_room_is_taken_back() {
     let failed = s.append(["no", "room"], Some(1)).unwrap_err();
     assert_eq!(failed.errno(), libc::ENOSPC);
     seen.fail_index.store(0, SeqCst);
+    assert_eq!(s.append(["later"], Some(1)), Ok(1));
+    assert_eq!(payloads(&store, "s", 0), [&b"kept"[..], b"later"]);
+}
+
+/// The cut may not have happened: simulation, seed 1795643724000056414.
+#[test]
+fn a_batch_taken_back_by_who_was_cut_off_is_in_doubt() {
+    let dir = TempDir::new().unwrap();
+    let (store, seen) = watched(&dir);
+    store.create("s", 0o755).unwrap();
+    let s = store.stream("s").unwrap();
+    s.append(["kept"], None).unwrap();
+    seen.fail_index.store(libc::ENOSPC, SeqCst);
+    seen.cut_off.store(true, SeqCst);
+    let failed = s.append(["in doubt"], None).unwrap_err();
+    assert!(matches!(failed, Error::Unknown { .. }), "{failed:?}");
+    seen.fail_index.store(0, SeqCst);
+    seen.cut_off.store(false, SeqCst);
     assert_eq!(s.append(["later"], Some(1)), Ok(1));
     assert_eq!(payloads(&store, "s", 0), [&b"kept"[..], b"later"]);
 }

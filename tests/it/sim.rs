@@ -402,13 +402,15 @@ pub fn env(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
 }
 
-const FOUND: [u64; 3] = [
+const FOUND: [u64; 4] = [
     // A full disk: one mount showed what it had found but could not adopt, the others did not.
     1_795_454_395_135_124_489,
     // The first sync of an index failed, the next did not: a crash left a torn batch and no index.
     1_795_454_654_400_648_627,
     // A reader had seen what a crash left of a batch; a sync that failed lost it since.
     1_795_637_783_000_007_457,
+    // A batch that found no room was cut off again by an engine that was cut off itself.
+    1_795_643_724_000_056_414,
 ];
 
 #[test]

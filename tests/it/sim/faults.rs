@@ -103,8 +103,8 @@ const FAULTS: &[Fault] = &[
         "failed write, its cut not synced",
         "commit.rs",
         &[(
-            "Ok(()) if disk.sync_all(&files.log).is_ok() => error,",
-            "Ok(()) if fault!() || disk.sync_all(&files.log).is_ok() => error,",
+            "Ok(()) if disk.sync_all(&files.log).is_ok() && disk.stat(&files.log).is_ok() => error,",
+            "Ok(()) if fault!() || disk.sync_all(&files.log).is_ok() && disk.stat(&files.log).is_ok() => error,",
         )],
     ),
     fault(
