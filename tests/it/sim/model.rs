@@ -11,8 +11,9 @@ pub(super) struct Attempt {
     /// Disk calls before and behind it.
     pub(super) began: u64,
     pub(super) ended: u64,
-    /// The stream it was meant for.
+    /// The stream it was meant for, when names had changed so often.
     pub(super) meant: u64,
+    pub(super) moves: u64,
     /// The stream that has it, once that is certain.
     pub(super) home: Option<u64>,
     /// It was acknowledged or seen here, and must stay.

@@ -193,6 +193,7 @@ impl Sim {
                 began: self.world().calls,
                 ended: u64::MAX,
                 meant: before.stream,
+                moves: before.moves,
                 home: None,
                 place: None,
                 refused: false,
@@ -403,11 +404,13 @@ impl Sim {
         strict: Option<&Result<u64, Error>>,
         quiet: bool,
     ) {
-        let (guard, began, meant) = self.model(|model| {
+        let (guard, began, meant, moves) = self.model(|model| {
             let attempt = &model.attempts[&id];
-            (attempt.guard, attempt.began, attempt.meant)
+            (attempt.guard, attempt.began, attempt.meant, attempt.moves)
         });
-        let broke = self.world().broke(engine, meant);
+        // Another stream may have its name by now.
+        let there = self.world().moves == moves;
+        let broke = self.world().broke(engine, meant).filter(|_| there);
         if result.is_ok() && broke.is_some_and(|broke| broke < began) {
             self.fail(format!("append {id:x} to a log that had failed to sync"));
         }
