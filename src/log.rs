@@ -78,6 +78,15 @@ impl<D: Disk> Files<D> {
         Error::Damaged { stream: self.title(), index, what }
     }
 
+    /// An error where `count` events are all there is to see, but others may have followed: what
+    /// an index counts that a crash left behind is less than was acknowledged.
+    pub(crate) fn ended(&self, count: u64) -> Result<()> {
+        match self.lost {
+            Some(_) => Err(self.damaged(count, "the disk lost events: others may have followed")),
+            None => Ok(()),
+        }
+    }
+
     pub(crate) fn scan(&self, window: usize) -> Scan<'_, D> {
         Scan { files: self, bytes: Vec::new(), start: 0, window }
     }

@@ -139,7 +139,8 @@ impl<D: Disk> Stream<D> {
             }
             self.cut(files, tip.end).map_err(files.os("log"))?;
             // The index of a large batch that never came is long, too.
-            let (disk, len) = (self.disk(), index::grown(entry_at(tip.count)));
+            let counted = tip.count + lock(&self.pending).1;
+            let (disk, len) = (self.disk(), index::grown(entry_at(counted)));
             if disk.stat(&files.index).map_err(files.os("index"))?.len > len {
                 disk.set_len(&files.index, len).map_err(files.os("index"))?;
             }

@@ -332,16 +332,18 @@ impl<D: Disk> Stream<D> {
     }
 
     /// The events from `n` on, up to the last there is now. NotFound when `n` is beyond the count.
+    /// Where the disk lost events, an error behind the last: there may have been more.
     pub fn read(self: &Arc<Self>, n: u64) -> Result<impl Iterator<Item = Result<Event>> + use<D>> {
-        let count = self.count()?;
+        let (files, Tip { count, .. }) = self.files_and_tip()?;
         if n > count {
             return Err(Error::NotFound);
         }
         let stream = self.clone();
         let mut ready = Vec::new().into_iter();
-        let mut next = n..count;
+        let mut next = n..count + u64::from(files.lost.is_some());
+        drop(files);
         Ok(std::iter::from_fn(move || {
-            if ready.len() == 0 && next.start < count {
+            if ready.len() == 0 && !next.is_empty() {
                 match stream.some(next.start, count) {
                     Ok(events) => ready = events.into_iter(),
                     Err(error) => return next.next().map(|_| Err(error)),
@@ -355,6 +357,9 @@ impl<D: Disk> Stream<D> {
     /// At least one of the events `n..count`, as many as are in a piece of the log.
     fn some(self: &Arc<Self>, n: u64, count: u64) -> Result<Vec<Event>> {
         let (files, tip) = self.files_and_tip()?;
+        if n == tip.count {
+            files.ended(n)?;
+        }
         let mut scan = files.scan(usize::try_from(tip.end).map_or(PIECE, |end| end.min(PIECE)));
         let mut at = files.locate(&mut scan, n)?;
         let (end, mut events) = (at + PIECE as u64, Vec::new());
@@ -400,7 +405,7 @@ impl<D: Disk> Stream<D> {
     }
 
     /// Up to `size` bytes of the view (each event and a newline) from the offset `view` on; fewer
-    /// only at the end or before damage. A reader in order hands in the same `cursor` each time.
+    /// only at the end or before damage. An error at the end where the disk lost events. A reader in order hands in the same `cursor` each time.
     pub fn read_view(
         self: &Arc<Self>,
         view: u64,
@@ -409,6 +414,9 @@ impl<D: Disk> Stream<D> {
     ) -> Result<Vec<u8>> {
         let (files, tip) = self.files_and_tip()?;
         let left = usize::try_from(tip.view().saturating_sub(view)).unwrap_or(usize::MAX);
+        if left == 0 && size > 0 {
+            files.ended(tip.count)?;
+        }
         let size = size.min(left);
         let mut out = Vec::with_capacity(size);
         if size == 0 {

@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 use smolstore::disk::{Disk, Names, Real, Stat};
-use smolstore::{Error, Store, batch::Shape};
+use smolstore::{Error, Store, batch::Shape, stream::Cursor};
 use std::fs::File;
 use std::io;
 use std::path::Path;
@@ -339,6 +339,41 @@ fn a_quota_is_met_by_the_write_and_nothing_of_the_batch_is_stored() {
     seen.over_quota.store(false, SeqCst);
     assert_eq!(s.append(["later"], None), Ok(1));
     assert_eq!(payloads(&store, "s", 0), [&b"kept"[..], b"later"]);
+}
+
+/// What a crash leaves of an index may count less than there is, and lead nowhere.
+#[test]
+fn where_the_disk_lost_events_the_end_is_an_error() {
+    let dir = TempDir::new().unwrap();
+    let store = Store::open(dir.path(), false).unwrap();
+    store.create("s", 0o755).unwrap();
+    let s = store.stream("s").unwrap();
+    for n in 0..5 {
+        s.append([format!("event {n}")], None).unwrap();
+    }
+    drop((s, store));
+    let [log, index] = ["s/log", "s/index"].map(|name| dir.path().join(name));
+    let mut bytes = std::fs::read(&index).unwrap();
+    bytes[0] = 3;
+    bytes[16..].fill(0);
+    std::fs::write(&index, bytes).unwrap();
+    let mut bytes = std::fs::read(&log).unwrap();
+    bytes[24 + 20] ^= 1;
+    std::fs::write(&log, bytes).unwrap();
+    let store = Store::open(dir.path(), false).unwrap();
+    let s = store.stream("s").unwrap();
+    let read = |n| s.read(n).unwrap().map(|event| event.map(|event| event.index));
+    let damaged = |error: &Error| matches!(error, Error::Damaged { .. });
+    assert_eq!(s.count(), Ok(3));
+    assert_eq!(s.event(0).unwrap().bytes, b"event 0");
+    let from_0: Vec<_> = read(0).collect();
+    assert!(matches!(&from_0[..2], [Ok(0), Err(error)] if damaged(error)), "{from_0:?}");
+    let from_3: Vec<_> = read(3).collect();
+    assert!(matches!(&from_3[..], [Err(error)] if damaged(error)), "{from_3:?}");
+    let view = |offset, size| s.read_view(offset, size, &mut Cursor::default());
+    assert_eq!(view(0, 8).unwrap(), b"event 0\n");
+    assert!(view(24, 8).is_err_and(|error| damaged(&error)), "not the end: {:?}", view(24, 8));
+    assert_eq!(view(24, 0), Ok(Vec::new()), "a reader of one event ends behind it");
 }
 
 #[test]

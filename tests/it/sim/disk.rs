@@ -446,6 +446,8 @@ pub(super) struct World {
     /// When an engine could not sync a log: it takes no more appends on that stream. When it could
     /// not sync an index: nobody does until it is synced.
     pub(super) broken: BTreeMap<(usize, u64), u64>,
+    /// The engine found that the disk had lost events of the stream.
+    pub(super) lost: BTreeSet<(usize, u64)>,
     pub(super) writes: u64,
     pub(super) calls: u64,
     /// Those that something might befall.
@@ -491,6 +493,7 @@ impl World {
             names: BTreeMap::new(),
             robbed: BTreeSet::new(),
             broken: BTreeMap::new(),
+            lost: BTreeSet::new(),
             writes: 0,
             calls: 0,
             turns: 0,
