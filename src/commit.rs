@@ -23,6 +23,8 @@ use crate::stream::{Stream, Tip, lock};
 /// So many of the callers' threads may be committing; beyond that a commit gets one of its own, so
 /// that slow ones leave a mount with threads for those who want something else.
 const LEADERS: usize = 72;
+/// So many may wait in the callers' threads for a log's lock to make room for a write.
+const RESERVING: usize = 8;
 /// Batches in memory share a sync up to this many bytes of log; a larger one goes alone.
 const GROUP: u64 = 1 << 20;
 
@@ -450,10 +452,18 @@ impl<D: Disk> Stream<D> {
         if room.log >= tip.end + bytes && room.index >= entry_at(tip.count + events) {
             return Ok(());
         }
-        self.locked(|files, tip| {
-            self.grow_index(files, tip.count + events)?;
-            self.grow_log(files, tip.end + bytes)
-        })
+        // Beyond a few it is the commit that meets a full disk: whoever holds a log's lock for long
+        // must not hold up all there is.
+        let reserving = &self.shared.reserving;
+        let reserved = match reserving.fetch_add(1, Relaxed) {
+            ..RESERVING => self.locked(|files, tip| {
+                self.grow_index(files, tip.count + events)?;
+                self.grow_log(files, tip.end + bytes)
+            }),
+            _ => Ok(()),
+        };
+        reserving.fetch_sub(1, Relaxed);
+        reserved
     }
 
     /// A batch is committed or given up. What was reserved for a large one goes back.

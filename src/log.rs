@@ -81,9 +81,17 @@ impl<D: Disk> Files<D> {
     /// An error where `count` events are all there is to see, but others may have followed: what
     /// an index counts that a crash left behind is less than was acknowledged.
     pub(crate) fn ended(&self, count: u64) -> Result<()> {
-        match self.lost {
-            Some(_) => Err(self.damaged(count, "the disk lost events: others may have followed")),
-            None => Ok(()),
+        if self.lost.is_none() {
+            return Ok(());
+        }
+        let mut scan = self.scan(0);
+        let end = match count.checked_sub(1) {
+            Some(last) => Self::sound(&mut scan, count, self.entry(last)?, self.entry(count)?),
+            None => Some(Walk::default()),
+        };
+        match end {
+            Some(end) if self.zeros(&mut scan, end.at, end.at + 1)? => Ok(()),
+            _ => Err(self.damaged(count, "the disk lost events, and others may have followed")),
         }
     }
 

@@ -35,6 +35,8 @@ pub(crate) struct Shared<D: Disk> {
     pub(crate) status: Status,
     /// How many threads are committing for others.
     pub(crate) leading: AtomicUsize,
+    /// How many are making room for a write.
+    pub(crate) reserving: AtomicUsize,
     /// Streams that take no appends, by the identity of their log: this outlives any cache.
     pub(crate) stopped: Mutex<HashMap<u64, &'static str>>,
     /// Those with open files; the next to close them is in front.
@@ -52,6 +54,7 @@ impl<D: Disk> Shared<D> {
             ceiling: Arc::default(),
             status: Status::default(),
             leading: AtomicUsize::new(0),
+            reserving: AtomicUsize::new(0),
             stopped: Mutex::default(),
             open: Mutex::default(),
             big: Mutex::default(),

@@ -11,7 +11,7 @@ pub(super) struct Attempt {
     /// Disk calls before and behind it.
     pub(super) began: u64,
     pub(super) ended: u64,
-    /// The stream it was meant for, when names had changed so often.
+    /// The stream it was meant for, when names had changed so often; 0 when it may be another.
     pub(super) meant: u64,
     pub(super) moves: u64,
     /// The stream that has it, once that is certain.
@@ -76,7 +76,7 @@ impl Model {
 
     pub(super) fn in_doubt(&self, stream: u64) -> bool {
         let mut attempts = self.attempts.values();
-        attempts.any(|a| a.meant == stream && a.in_doubt())
+        attempts.any(|a| [stream, 0].contains(&a.meant) && a.in_doubt())
     }
 
     /// An append was answered. `home`: the stream, where that is certain.
@@ -116,6 +116,7 @@ impl Model {
                 }
                 attempt.refused = true;
             }
+            Err(_) if home.is_none() => attempt.meant = 0,
             Err(_) => {}
         }
         Ok(())
