@@ -91,6 +91,7 @@ impl<D: Disk> Store<D> {
             walk: Walk::default(),
             ends: (0, Vec::new()),
             holes: 0,
+            to_the_end: false,
             tell,
         };
         // What is committed meanwhile is little the second time, and none under the lock.
@@ -112,6 +113,8 @@ struct Check<'a, D: Disk> {
     ends: (u64, Vec<u64>),
     /// Entries that are not there.
     holes: u64,
+    /// What is wrong reaches to the count: what is behind it is no batch, as far as is known.
+    to_the_end: bool,
     tell: &'a mut dyn FnMut(Finding),
 }
 
@@ -134,21 +137,22 @@ impl<D: Disk> Check<'_, D> {
                     progress(self.walk.next, self.walk.at);
                     continue;
                 }
-                Ok(Found::Bad) => "its checksum does not hold".to_owned(),
+                Ok(Found::Bad) => Some("its checksum does not hold".to_owned()),
                 // What recovery takes for the end.
                 _ if indexed.is_none() => break,
-                Ok(_) => format!("the log ends here, the index counts {}", indexed.unwrap_or(0)),
-                Err(error) => error.to_string(),
+                Ok(_) => None,
+                Err(error) => Some(error.to_string()),
             };
-            if !self.resume(indexed, &what)? {
+            if !self.resume(indexed, what)? {
                 break;
             }
         }
         Ok(indexed)
     }
 
-    /// Goes on behind a frame that is not valid, and tells of it. False when that is the end.
-    fn resume(&mut self, indexed: Option<u64>, what: &str) -> Result<bool> {
+    /// Goes on behind a frame that is not valid, and tells of it: `what` is wrong, or it looks like
+    /// the end of the log. False when that is the end.
+    fn resume(&mut self, indexed: Option<u64>, what: Option<String>) -> Result<bool> {
         let (n, at) = (self.walk.next, self.walk.at);
         let extent = self.scan.extent(at).unwrap_or(0) as u64;
         let len = self.len()?;
@@ -165,7 +169,8 @@ impl<D: Disk> Check<'_, D> {
                 {
                     self.walk.skip(begin - at, &frame);
                     self.walk.next = next;
-                    self.fault(n, next - 1, at, what);
+                    let what = what.unwrap_or("its header is damaged, others follow".into());
+                    self.fault(n, next - 1, at, &what);
                     return Ok(true);
                 }
             }
@@ -179,7 +184,9 @@ impl<D: Disk> Check<'_, D> {
         // The last one ends where the index says.
         let end = self.end(count - 1, count)?.unwrap_or(0).max(at);
         self.walk = Walk { time: self.walk.time, ..Walk::new(count, end, None) };
-        self.fault(n, count - 1, at, what);
+        self.to_the_end = true;
+        let what = what.unwrap_or_else(|| format!("the log ends here, the index counts {count}"));
+        self.fault(n, count - 1, at, &what);
         Ok(true)
     }
 
@@ -225,7 +232,7 @@ impl<D: Disk> Check<'_, D> {
             return Ok(());
         }
         if indexed.is_none() && whole > 0 {
-            self.note("it has no index: the next use makes one");
+            self.note("it has no index of its own, as in a copy: the next use makes one");
         }
         if whole > count {
             self.note(&format!(
@@ -234,8 +241,14 @@ impl<D: Disk> Check<'_, D> {
             ));
         }
         match self.files.zeros(&mut self.scan, end, len) {
-            Ok(true) => {}
-            Ok(false) => {
+            // What is damaged is told already.
+            Ok(clean) if clean || self.to_the_end => {}
+            Ok(_) if indexed.is_none() => {
+                self.note(
+                    "what lies behind the last event does not check: the next use cuts it off, and keeps a copy",
+                );
+            }
+            Ok(_) => {
                 self.note(
                     "a batch without its end behind the last event: the next use cuts it off",
                 );

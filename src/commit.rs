@@ -172,6 +172,8 @@ impl<D: Disk> Stream<D> {
         for (i, job) in group.into_iter().enumerate() {
             let result = match &outcome {
                 Ok(places) => places[i].clone().map(|place| place.first),
+                // Nothing of it can have failed.
+                Err(_) if job.batch.tally.len == 0 && job.guard.is_none() => Ok(before),
                 // A guard that lost to what is durable is told so, whatever became of the others.
                 Err(_) if job.guard.is_some_and(|guard| guard < before) => Err(Error::Exists),
                 Err(error) => Err(error.clone()),
@@ -180,7 +182,7 @@ impl<D: Disk> Stream<D> {
             match &result {
                 Ok(_) if tally.len == 0 => {}
                 Ok(_) => status.batch(tally.all_events(), tally.len, took.as_nanos() as u64),
-                Err(error) => status.refused(*error == Error::Exists),
+                Err(error) => self.refused(error),
             }
             // A fault there must not keep this thread from those who wait behind.
             let told = catch_unwind(AssertUnwindSafe(|| {
@@ -192,6 +194,11 @@ impl<D: Disk> Stream<D> {
                 (self.shared.log)("the answer to a commit ended in a fault");
             }
         }
+    }
+
+    /// Counts a batch that was refused.
+    pub(crate) fn refused(&self, error: &Error) {
+        self.shared.status.refused(*error == Error::Exists);
     }
 
     /// The place of each batch, or why it gets none; and the tip behind all but for its end.
@@ -319,7 +326,7 @@ impl<D: Disk> Stream<D> {
         self.disk().set_len(&files.log, end)
     }
 
-    fn unknown(&self, error: &dyn std::fmt::Display) -> Error {
+    pub(crate) fn unknown(&self, error: &dyn std::fmt::Display) -> Error {
         Error::Unknown { stream: self.title(), why: error.to_string() }
     }
 

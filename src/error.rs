@@ -18,7 +18,7 @@ pub enum Error {
     Invalid,
     /// An event above 16 MiB.
     TooLong,
-    /// The store was opened for reading only.
+    /// The store was opened for reading only, or is on a file system that became so.
     ReadOnly,
     /// More spilled batches at once than there are descriptors for.
     TooManyBatches,
@@ -116,7 +116,7 @@ impl fmt::Display for Error {
             Error::NotPermitted => f.write_str("streams are only ever appended to"),
             Error::Invalid => f.write_str("not a name for a stream, or not a place to write"),
             Error::TooLong => f.write_str("an event is at most 16 MiB"),
-            Error::ReadOnly => f.write_str("the store is open for reading only"),
+            Error::ReadOnly => f.write_str("the store can only be read"),
             Error::TooManyBatches => f.write_str("too many large batches are being written"),
             Error::Damaged { stream, index, what } => {
                 write!(f, "stream {stream:?}, event {index}: {what}")

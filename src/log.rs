@@ -34,7 +34,7 @@ pub(crate) struct Files<D: Disk> {
     pub(crate) counted: bool,
     /// The disk lost acknowledged events, from this one on.
     pub(crate) lost: Option<u64>,
-    /// There was no room to recover it: it can be read as it is.
+    /// There was no room to recover it, or nothing can be written: it can be read as it is.
     pub(crate) unmended: Option<Error>,
     /// Events that neither the index nor the log before them leads to, as was seen: whoever reads
     /// all of them one by one need not look for each through all before it.

@@ -330,10 +330,11 @@ fn explain(mount_point: &Path, error: &io::Error) -> String {
     let no_right =
         matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied);
     let why = if let Err(device) = File::options().read(true).write(true).open("/dev/fuse") {
-        format!(
-            "cannot mount: /dev/fuse: {device}; it takes 'modprobe fuse', in a container \
-             '--device /dev/fuse'"
-        )
+        let advice = match device.kind() {
+            io::ErrorKind::PermissionDenied => "it is usually open to all: 'chmod 666 /dev/fuse'",
+            _ => "it takes 'modprobe fuse', in a container '--device /dev/fuse'",
+        };
+        format!("cannot mount: /dev/fuse: {device}; {advice}")
     } else if error.to_string().contains("user_allow_other") {
         "no right to let other users in: /etc/fuse.conf must say user_allow_other".into()
     } else if no_right && sys::user().0 != 0 {
@@ -404,8 +405,16 @@ fn log_line(to_stderr: bool, line: &str) {
 }
 
 /// `smolstore check STORE [STREAM...]`.
-fn check(mut arguments: impl Iterator<Item = PathBuf>) -> Result<ExitCode, String> {
-    let path = arguments.next().ok_or("check needs a STORE")?;
+fn check(arguments: impl Iterator<Item = PathBuf>) -> Result<ExitCode, String> {
+    let mut arguments = arguments.peekable();
+    match arguments.peek().and_then(|first| first.to_str()) {
+        Some("--") => drop(arguments.next()),
+        Some(option) if option.starts_with('-') => {
+            return Err(format!("check knows no option {option}\nTry 'smolstore --help'."));
+        }
+        _ => {}
+    }
+    let path = arguments.next().ok_or("check needs a STORE\nTry 'smolstore --help'.")?;
     let mark = path.join(".smolstore");
     fs::metadata(&mark).map_err(|error| format!("{}: no store: {error}", mark.display()))?;
     let store = Store::open(&path, true).map_err(|error| error.to_string())?;

@@ -30,14 +30,13 @@ impl<D: Disk> Stream<D> {
     }
 
     /// Without the lock an error where anything is to be done.
-    fn open_files(&self, locked: bool) -> Result<Files<D>> {
-        let (disk, write) = (self.disk(), !self.shared.read_only);
-        let name = self.name();
+    pub(crate) fn open_files(&self, locked: bool) -> Result<Files<D>> {
+        let (disk, name) = (self.disk(), self.name());
         let missing = |error: io::Error, what| match error.kind() {
             io::ErrorKind::NotFound => Error::NotFound,
             _ => self.os(what)(error),
         };
-        let open = |what| match disk.open(&name.join(what), write) {
+        let open = |what, write| match disk.open(&name.join(what), write) {
             // A stream that nobody wrote to, or whose index is to be rebuilt, in a store that is
             // not to be written to.
             Err(error) if !write && error.kind() == io::ErrorKind::NotFound => {
@@ -50,7 +49,14 @@ impl<D: Disk> Stream<D> {
             // Or it would be made.
             disk.identity(&name.join("index")).map_err(|error| missing(error, "index"))?;
         }
-        let log = open("log")?;
+        let mut write = !self.shared.read_only;
+        let mut log = open("log", write);
+        if write && log.as_ref().is_err_and(|error| error.errno() == libc::EROFS) {
+            // What is there can be read, as from a file system that became read-only by an error.
+            write = false;
+            log = open("log", write);
+        }
+        let log = log?;
         if locked {
             disk.lock(&log, !write).map_err(self.os("log"))?;
         }
@@ -61,9 +67,9 @@ impl<D: Disk> Stream<D> {
             // Removed or renamed while we waited: the index would be another stream's.
             return Err(Error::NotFound);
         }
-        let index = open("index")?;
-        let mut known = lock(&self.identity);
-        if *known != 0 && *known != found.identity {
+        let index = open("index", write)?;
+        let known = self.identity();
+        if known != 0 && known != found.identity {
             // Another stream got our name while our files were closed.
             return Err(Error::NotFound);
         }
@@ -80,10 +86,10 @@ impl<D: Disk> Stream<D> {
             return Err(to_do());
         }
         let tip = self.recover(&mut files, &survey, found.len)?;
-        if *known != found.identity {
+        if known != found.identity {
             *lock(&self.tip) = Tip::default();
         }
-        *known = found.identity;
+        *lock(&self.identity) = found.identity;
         if locked {
             disk.unlock(&files.log).map_err(self.os("log"))?;
         }
@@ -100,7 +106,7 @@ impl<D: Disk> Stream<D> {
         let indexed = found.facts.indexed;
         match decide(found.facts) {
             Decision::Lost => self.lose(files, indexed, found.walk.next, tip),
-            Decision::Use { .. } if !files.write => {
+            Decision::Use { .. } if self.shared.read_only => {
                 if indexed != Some(tip.count) {
                     files.counted = indexed.is_some();
                     self.map_aside(files, found.start, tip.count)?;
@@ -108,13 +114,16 @@ impl<D: Disk> Stream<D> {
                 Ok(tip)
             }
             Decision::Use { adopt, cut } => {
-                match self.mend(files, found, tip, (adopt, cut), len) {
+                let mended = match files.write {
+                    true => self.mend(files, found, tip, (adopt, cut), len),
+                    false => Err(Error::ReadOnly),
+                };
+                match mended {
                     // Whoever only reads needs none of it, if what is read stays: what is counted,
                     // for that is what other mounts show.
-                    Err(full) if full.no_room() => {
-                        self.sync_log(files)?;
+                    Err(error) if error.no_room() || error == Error::ReadOnly => {
                         files.counted = indexed.is_some();
-                        files.unmended = Some(full);
+                        files.unmended = Some(error);
                         let (end, time) = (found.beyond, found.start.time);
                         return Ok(indexed.map_or(tip, |count| Tip { count, end, time }));
                     }
@@ -138,18 +147,18 @@ impl<D: Disk> Stream<D> {
                 self.keep(files, tip, len)?;
             }
             self.cut(files, tip.end).map_err(files.os("log"))?;
-            // The index of a large batch that never came is long, too.
+            // Before anything else can fail: nobody would do it again.
+            self.sync_log(files)?;
+            // The index of a large batch that never came is long, too. It may stay so.
             let counted = tip.count + lock(&self.pending).1;
             let (disk, len) = (self.disk(), index::grown(entry_at(counted)));
-            if disk.stat(&files.index).map_err(files.os("index"))?.len > len {
-                disk.set_len(&files.index, len).map_err(files.os("index"))?;
+            if disk.stat(&files.index).is_ok_and(|index| index.len > len) {
+                let _ = disk.set_len(&files.index, len);
             }
         }
-        if adopt {
+        if tip.end > found.beyond {
             let written = files.copy(found.beyond, tip.end, &files.log);
             written.map_err(files.os("log"))?;
-        }
-        if cut || tip.end > found.beyond {
             self.sync_log(files)?;
         }
         if adopt {

@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::proc::Ending;
 use crate::stream::{Cursor, Stream, lock};
 use crate::tree::{Kind, Node};
-use crate::wait::{Waiters, Wake};
+use crate::wait::{Waiters, Wake, Why};
 
 /// Called with what became of a request.
 pub type Answer<R> = Box<dyn FnOnce(Result<R>) + Send>;
@@ -73,6 +73,25 @@ struct Writer {
 
 /// Hands a batch to the stream, with its guard.
 type Submit = Box<dyn FnOnce(&Open, Option<u64>) + Send>;
+
+/// Who learns by an answer what became of the bytes it wrote.
+#[derive(Clone, Copy)]
+enum Told {
+    /// All learn it by what they do next.
+    Nobody,
+    Owner(u64),
+    /// One of those who wrote; which is not said.
+    Somebody,
+}
+
+impl Told {
+    fn owner(self) -> Option<u64> {
+        match self {
+            Told::Owner(owner) => Some(owner),
+            Told::Nobody | Told::Somebody => None,
+        }
+    }
+}
 
 impl Writer {
     /// Gives up the batch; its owners are to be told.
@@ -156,7 +175,10 @@ impl Open {
             Kind::Count | Kind::From | Kind::At | Kind::Follow if !write => {}
             Kind::From | Kind::At if append || kind == Kind::At => {
                 match index.cmp(&stream.count()?) {
-                    Ordering::Less => return Err(Error::Exists),
+                    Ordering::Less => {
+                        stream.refused(&Error::Exists);
+                        return Err(Error::Exists);
+                    }
                     Ordering::Equal => writer.guard = Some(index),
                     Ordering::Greater => return Err(Error::NotFound),
                 }
@@ -237,12 +259,15 @@ impl Open {
         let Some(thread) = wait else {
             return answer(Err(Error::Again));
         };
-        let wake = move |open: &Open, interrupted| {
-            answer(match open.read(offset, size) {
-                _ if interrupted => Err(Error::Interrupted),
-                // The stream may be gone, and with it what could have come.
-                Err(Error::NotFound) => Ok(Vec::new()),
-                read => read,
+        let wake = move |open: &Open, why| {
+            answer(match why {
+                Why::Signal => Err(Error::Interrupted),
+                Why::End => Ok(Vec::new()),
+                Why::More => match open.read(offset, size) {
+                    // The stream may be gone, and with it what could have come.
+                    Err(Error::NotFound) => Ok(Vec::new()),
+                    read => read,
+                },
             });
         };
         self.wait(offset, Some(thread), Box::new(wake));
@@ -280,7 +305,7 @@ impl Open {
         self.waiters.park(self, offset, thread, wake);
         // What was committed before it could be seen to wait.
         if self.more(offset).unwrap_or(true) {
-            self.waiters.wake(&self.stream, false);
+            self.waiters.wake(&self.stream);
         }
     }
 
@@ -310,7 +335,7 @@ impl Open {
             return answer(gathered);
         }
         let complete = writer.take(false);
-        self.commit(writer, complete, None, answer);
+        self.commit(writer, complete, Told::Nobody, answer);
     }
 
     fn gather(&self, writer: &mut Writer, owner: u64, offset: u64, bytes: &[u8]) -> Result<()> {
@@ -338,7 +363,10 @@ impl Open {
             }
             batch.push(bytes)
         };
-        push().inspect_err(|error| writer.fail(error))?;
+        push().inspect_err(|error| {
+            self.stream.refused(error);
+            writer.fail(error);
+        })?;
         (writer.taken, writer.last) = (end, owner);
         Ok(())
     }
@@ -354,9 +382,9 @@ impl Open {
         let mut writer = lock(&self.writer);
         if writer.owners.remove(&owner).is_some() {
             let taken = writer.leave(owner, ending);
-            self.commit(writer, taken, Some(owner), answer);
+            self.commit(writer, taken, Told::Owner(owner), answer);
         } else if writer.in_flight.contains(&owner) {
-            self.commit(writer, Ok(None), None, answer);
+            self.commit(writer, Ok(None), Told::Owner(owner), answer);
         } else {
             drop(writer);
             answer(Ok(()));
@@ -367,17 +395,21 @@ impl Open {
     pub fn sync(self: &Arc<Self>, answer: Answer<()>) {
         let mut writer = lock(&self.writer);
         // Who asks is not said. When only one has written it is that one.
-        let mut owners = writer.owners.keys().copied();
-        let only = owners.next().filter(|_| owners.next().is_none());
+        let mut owners = writer.owners.keys().chain(&writer.in_flight).copied();
+        let first = owners.next();
+        let told = match first {
+            Some(only) if owners.all(|owner| owner == only) => Told::Owner(only),
+            _ => Told::Somebody,
+        };
         let taken = match writer.failed.clone() {
             Some(error) => {
-                only.map(|only| writer.owners.remove(&only));
+                told.owner().map(|only| writer.owners.remove(&only));
                 writer.fail(&error);
                 Err(error)
             }
             None => Ok(writer.batch.take()),
         };
-        self.commit(writer, taken, only, answer);
+        self.commit(writer, taken, told, answer);
     }
 
     /// Commits what was taken out of the batch, and answers when that is durable, and what others
@@ -387,7 +419,7 @@ impl Open {
         self: &Arc<Self>,
         mut writer: MutexGuard<'_, Writer>,
         taken: Result<Option<Batch>>,
-        told: Option<u64>,
+        told: Told,
         answer: Answer<()>,
     ) {
         let busy = !writer.in_flight.is_empty();
@@ -400,16 +432,15 @@ impl Open {
                 return answer(nothing.map(drop));
             }
         };
-        riders.retain(|rider| Some(*rider) != told);
-        writer.in_flight.extend(riders.iter().copied().chain(told));
+        riders.retain(|rider| Some(*rider) != told.owner());
+        writer.in_flight.extend(riders.iter().copied().chain(told.owner()));
         let events = batch.tally().all_events();
         let open = self.clone();
         let finish = move |result: Result<u64>| {
             let more = result.is_ok() && events > 0;
-            open.finish(&result, events, riders, told);
-            answer(result.map(drop));
+            answer(open.finish(result, events, riders, told));
             if more {
-                open.waiters.wake(&open.stream, false);
+                open.waiters.wake(&open.stream);
             }
         };
         let submit = move |open: &Open, guard: Option<u64>| {
@@ -425,14 +456,24 @@ impl Open {
         }
     }
 
-    /// A commit of so many events has ended; `riders` and `told` had bytes in it.
-    fn finish(&self, result: &Result<u64>, events: u64, riders: Vec<u64>, told: Option<u64>) {
+    /// A commit of so many events has ended; `riders` and who is told had bytes in it. Says what to
+    /// tell.
+    fn finish(&self, result: Result<u64>, events: u64, riders: Vec<u64>, told: Told) -> Result<()> {
         let mut writer = lock(&self.writer);
-        for rider in riders.iter().copied().chain(told) {
+        for rider in riders.iter().copied().chain(told.owner()) {
             let at = writer.in_flight.iter().position(|owner| *owner == rider);
             at.map(|at| writer.in_flight.swap_remove(at));
         }
-        match result {
+        // What became of the bytes it had in earlier batches, while it waited for this one.
+        let earlier = writer.failed.clone().filter(|_| match told {
+            Told::Nobody => false,
+            Told::Owner(owner) => writer.owners.remove(&owner).is_some(),
+            Told::Somebody => true,
+        });
+        if let Some(error) = &earlier {
+            writer.fail(error);
+        }
+        match &result {
             Ok(first) if events > 0 => {
                 writer.guard = writer.guard.map(|_| first + events);
                 writer.sealed = self.shape() == Shape::One;
@@ -447,6 +488,12 @@ impl Open {
         drop(writer);
         if let Some(submit) = next {
             submit(self, guard);
+        }
+        match earlier {
+            // Some of it is stored, some is not.
+            Some(error) if events > 0 && result.is_ok() => Err(self.stream.unknown(&error)),
+            Some(error) => result.and(Err(error)),
+            None => result.map(drop),
         }
     }
 }

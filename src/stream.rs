@@ -287,6 +287,34 @@ impl<D: Disk> Stream<D> {
         Ok(self.files_and_tip()?.1)
     }
 
+    /// How much there is to see now, for who must not wait for anybody: None when it takes that.
+    /// What is to be recovered first nobody has committed since.
+    pub(crate) fn glance(self: &Arc<Self>) -> Result<Option<Tip>> {
+        let Ok(mut slot) = self.files.try_lock() else {
+            return Ok(None);
+        };
+        let sound = |files: &Files<D>| {
+            files.counted
+                && files.unmended.is_none()
+                && self.disk().stat(&files.index).is_ok_and(|index| index.named)
+        };
+        if let Some(files) = slot.as_ref().filter(|files| sound(files)) {
+            return self.tip_of(files);
+        }
+        if let Ok(files) = self.open_files(false) {
+            let files = Arc::new(files);
+            *slot = Some(files.clone());
+            drop(slot);
+            self.shared.admit(self.clone());
+            return self.tip_of(&files);
+        }
+        match self.disk().identity(&self.name().join("log")) {
+            Ok(identity) if identity != self.identity() => Err(Error::NotFound),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(Error::NotFound),
+            _ => Ok(None),
+        }
+    }
+
     /// The number of events.
     pub fn count(self: &Arc<Self>) -> Result<u64> {
         Ok(self.tip()?.count)

@@ -573,7 +573,7 @@ impl Tree {
         }
         let stream = self.store.stream(name)?;
         self.store.remove(name)?;
-        self.waiters.wake(&stream, true);
+        self.waiters.end_those_of(&stream);
         lock(&self.streams).numbers.remove(name);
         Ok(())
     }
@@ -588,7 +588,7 @@ impl Tree {
         }
         let stream = self.store.stream(from.1)?;
         self.store.rename(from.1, to.1)?;
-        self.waiters.wake(&stream, true);
+        self.waiters.end_those_of(&stream);
         lock(&self.streams).rename(from.1, to.1);
         Ok(())
     }

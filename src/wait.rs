@@ -7,15 +7,27 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crate::disk::Real;
+use crate::error::Result;
 use crate::open::Open;
 use crate::proc::Signalled;
-use crate::stream::{Stream, lock};
+use crate::stream::{Stream, Tip, lock};
 
 /// How often [`Waiters::look`] is to be called.
 pub const LOOKS_A_SECOND: u32 = 8;
 
-/// Called when the wait is over: there is more, or the end; or, when it says so, a signal.
-pub(crate) type Wake = Box<dyn FnOnce(&Open, bool) + Send>;
+/// Called when the wait is over.
+pub(crate) type Wake = Box<dyn FnOnce(&Open, Why) + Send>;
+
+/// Why a wait is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Why {
+    /// There is more to read, or an error to see.
+    More,
+    /// There is a signal to attend to.
+    Signal,
+    /// Nothing more will come.
+    End,
+}
 
 /// Somebody who waits for what is behind `offset` in an open file.
 pub(crate) struct Waiter {
@@ -64,7 +76,7 @@ impl Waiters {
         all.entry(key(&open.stream)).or_default().push(waiter);
         drop(all);
         if self.ended.load(SeqCst) {
-            self.wake(&open.stream, true);
+            self.end_those_of(&open.stream);
         }
     }
 
@@ -81,18 +93,27 @@ impl Waiters {
         here.extract_if(.., |waiter| which(waiter)).collect()
     }
 
-    /// Answers those who wait for more of a stream, when there is; `end`: all of them.
-    pub(crate) fn wake(&self, stream: &Arc<Stream<Real>>, end: bool) {
+    /// Answers those who wait for more of a stream, when there is.
+    pub(crate) fn wake(&self, stream: &Arc<Stream<Real>>) {
         let waiting = lock(&self.parked).get(&key(stream)).map_or(0, Vec::len);
-        if waiting == 0 {
-            return;
+        if waiting > 0 {
+            self.show(stream, stream.tip());
         }
+    }
+
+    fn show(&self, stream: &Arc<Stream<Real>>, tip: Result<Tip>) {
         // An error is for them to see.
-        let view = stream.tip().map_or(u64::MAX, |tip| tip.view());
-        let ready =
-            |waiter: &mut Waiter| end || waiter.open.base.saturating_add(waiter.offset) < view;
+        let view = tip.map_or(u64::MAX, |tip| tip.view());
+        let ready = |waiter: &mut Waiter| waiter.open.base.saturating_add(waiter.offset) < view;
         for waiter in self.take(stream, ready) {
-            (waiter.wake)(&waiter.open, false);
+            (waiter.wake)(&waiter.open, Why::More);
+        }
+    }
+
+    /// Ends all waits for more of a stream.
+    pub(crate) fn end_those_of(&self, stream: &Arc<Stream<Real>>) {
+        for waiter in self.take(stream, |_| true) {
+            (waiter.wake)(&waiter.open, Why::End);
         }
     }
 
@@ -121,26 +142,29 @@ impl Waiters {
                 }
             };
             for waiter in self.take(&open.stream, interrupted) {
-                (waiter.wake)(&open, true);
+                (waiter.wake)(&open, Why::Signal);
             }
         }
-        self.wake_all(false);
+        for stream in self.streams() {
+            // Whose lock somebody holds must not keep this thread from the others.
+            if let Some(tip) = stream.glance().transpose() {
+                self.show(&stream, tip);
+            }
+        }
     }
 
     /// Ends all waits, also those to come: to the readers it is the end of the file.
     pub fn end(&self) {
         self.ended.store(true, SeqCst);
-        self.wake_all(true);
+        for stream in self.streams() {
+            self.end_those_of(&stream);
+        }
     }
 
-    fn wake_all(&self, end: bool) {
-        let mut streams = Vec::new();
-        lock(&self.parked).retain(|_, here| {
-            streams.extend(here.first().map(|waiter| waiter.open.stream.clone()));
-            !here.is_empty()
-        });
-        for stream in streams {
-            self.wake(&stream, end);
-        }
+    /// The streams that somebody waits for.
+    fn streams(&self) -> Vec<Arc<Stream<Real>>> {
+        let mut all = lock(&self.parked);
+        all.retain(|_, here| !here.is_empty());
+        all.values().filter_map(|here| Some(here.first()?.open.stream.clone())).collect()
     }
 }

@@ -57,6 +57,11 @@ fn each_fault_is_a_line_and_the_exit_status_1() {
             one_byte("log", 21 + 1, 1),
             "stream \"s\", event 1 at byte 21: its checksum does not hold",
         ),
+        // Its length, to one behind the end of the log.
+        (
+            one_byte("log", 21 + 2, 1),
+            "stream \"s\", event 1 at byte 21: its header is damaged, others follow",
+        ),
         (
             one_byte("index", 16 + 8, 42),
             "stream \"s\", event 1 at byte 21: the index says that it ends at byte 42, not 41",
@@ -71,6 +76,13 @@ fn each_fault_is_a_line_and_the_exit_status_1() {
         assert!(lines(&out)[1].ends_with(": 1 fault"), "{:?}", lines(&out));
         assert_eq!((lines(&out).len(), out.status.code()), (2, Some(1)));
     }
+    // The last event and its entry: it is not the rest of a batch that never came.
+    let dir = one_byte("log", 5191 + 17, b'!');
+    patch(&dir.path().join("s/index"), 16 + 9 * 8, &[0; 8]);
+    let out = check(dir.path(), &[]);
+    let expected = "stream \"s\", event 9 at byte 5191: its checksum does not hold";
+    assert_eq!((lines(&out).len(), &*lines(&out)[0]), (2, expected), "{:?}", lines(&out));
+
     let dir = store();
     let log = fs::File::options().write(true).open(dir.path().join("s/log"));
     log.unwrap().set_len(300).unwrap();
@@ -156,6 +168,7 @@ fn what_cannot_be_checked_is_exit_status_2() {
         (check(dir.path(), &["../x"]), "\"../x\": there is no such stream"),
         (check(&dir.path().join("s"), &[]), ".smolstore: no store"),
         (smolstore(["check"]).output().unwrap(), "check needs a STORE"),
+        (smolstore(["check", "-f", "x"]).output().unwrap(), "check knows no option -f"),
     ] {
         assert_eq!(out.status.code(), Some(2));
         assert!(text(&out.stderr).contains(expected), "{}", text(&out.stderr));

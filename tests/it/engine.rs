@@ -282,6 +282,42 @@ fn a_commit_whose_count_finds_no_room_is_taken_back() {
     assert_eq!(payloads(&store, "s", 0), [&b"kept"[..], b"later"]);
 }
 
+/// Whoever asks whether what it had handed in is durable, and had nothing in what failed.
+#[test]
+fn a_batch_without_events_is_not_told_of_the_failure_of_others() {
+    let dir = TempDir::new().unwrap();
+    let (store, seen) = watched(&dir);
+    store.create("s", 0o755).unwrap();
+    let s = store.stream("s").unwrap();
+    s.append(["kept"], None).unwrap();
+    let (done, told) = std::sync::mpsc::channel();
+    let submit = |events: &str| {
+        let mut batch = s.batch(Shape::Lines);
+        batch.push(events.as_bytes()).unwrap();
+        let (done, events) = (done.clone(), events.to_owned());
+        s.submit(batch, None, Box::new(move |result| done.send((events, result)).unwrap()));
+    };
+    // The first commit waits in its sync until the others have queued up behind it.
+    let gate = Arc::new(Barrier::new(2));
+    *seen.meet.lock().unwrap() = Some(gate.clone());
+    seen.take();
+    std::thread::scope(|scope| {
+        scope.spawn(|| submit("first\n"));
+        while !seen.calls.lock().unwrap().contains(&"sync") {
+            std::thread::yield_now();
+        }
+        submit("no room\n");
+        submit("");
+        seen.fail_index.store(libc::ENOSPC, SeqCst);
+        *seen.meet.lock().unwrap() = None;
+        gate.wait();
+    });
+    drop(done);
+    let told: Vec<_> = told.iter().map(|(events, result)| (events, result.is_ok())).collect();
+    let expected = [("first\n", false), ("no room\n", false), ("", true)];
+    assert_eq!(told, expected.map(|(events, told)| (events.to_owned(), told)));
+}
+
 /// The cut may not have happened: simulation, seed 1795643724000056414.
 #[test]
 fn a_batch_taken_back_by_who_was_cut_off_is_in_doubt() {

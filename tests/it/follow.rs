@@ -335,6 +335,36 @@ fn signals_end_a_waiting_reader() {
     }
 }
 
+/// Its index is gone: whoever looks at it would have to recover it, and waits for that.
+#[test]
+fn a_stream_that_cannot_be_opened_holds_up_no_other_wait() {
+    let m = Mnt::new();
+    let [s, t] = ["s", "t"].map(|name| m.stream(name));
+    let mut stuck = Follower::cat(&s, "follow/next");
+    let mut others = [(), ()].map(|()| Follower::cat(&t, "follow/next"));
+    stuck.is_quiet(A_WHILE);
+    for reader in &mut others {
+        reader.is_quiet(A_WHILE);
+    }
+    append(s.join("events"), "first\n");
+    stuck.prints(&["first"]);
+    let log = File::open(m.store().join("s/log")).unwrap();
+    log.lock().unwrap();
+    fs::remove_file(m.store().join("s/index")).unwrap();
+    std::thread::sleep(A_WHILE);
+    // One more mount's events come, too.
+    let second = Mnt::on(m.store(), &[]);
+    append(second.path().join("t/events"), "more\n");
+    others[1].prints(&["more"]);
+    others[0].prints(&["more"]);
+    others[0].signal(libc::SIGINT);
+    assert_eq!(others[0].ends().signal(), Some(libc::SIGINT));
+    second.stop();
+    m.stop();
+    others[1].ends_well();
+    stuck.ends_well();
+}
+
 #[test]
 fn python_raises_keyboard_interrupt_out_of_a_wait() {
     let m = Mnt::new();

@@ -271,6 +271,65 @@ fn a_guard_is_lost_with_the_commit_before_it() {
     assert_eq!(batches(&s), ["zero\n", "winner\n"]);
 }
 
+/// Two processes write to one guarded file, which loses its guard while B commits what both wrote.
+/// Says what B heard of that, and A, who asked after the commit had begun.
+fn who_asks_while_another_commits_for_it(call: &str) -> String {
+    let m = Mnt::new();
+    let (s, log) = (m.stream("s"), m.store().join("s/log"));
+    append(s.join("events"), "zero\n");
+    let script = format!(
+        r"
+        import fcntl
+        fd = appender('from/1')
+        wrote = Gate()
+        def user(name, gate, call):
+            os.write(fd, name)
+            wrote.open()
+            gate.wait()
+            print(name.decode(), error(call, fd), flush=True)
+        gates = [Gate(), Gate()]
+        a = fork(lambda: user(b'A', gates[0], {call}))
+        wrote.wait()
+        b = fork(lambda: user(b'B\n', gates[1], os.close))
+        wrote.wait()
+        os.close(fd)
+        log = open('{}')
+        fcntl.flock(log, fcntl.LOCK_EX)
+        waiting = ':%d ' % os.fstat(log.fileno()).st_ino
+        def wins():
+            fd = appender()
+            os.write(fd, b'winner\n')
+            os.close(fd)
+        winner = fork(wins)
+        while not any('->' in l and waiting in l for l in open('/proc/locks')): time.sleep(0.01)
+        gates[1].open()
+        time.sleep(0.3)
+        gates[0].open()
+        time.sleep(0.3)
+        fcntl.flock(log, fcntl.LOCK_UN)
+        assert [wait(user) for user in [winner, a, b]] == [0, 0, 0]
+        ",
+        log.display()
+    );
+    let said = ok(&python(&s, &script));
+    assert_eq!(batches(&s), ["zero\n", "winner\n"]);
+    let mut said: Vec<_> = said.split_whitespace().collect();
+    said.sort_unstable();
+    said.join(" ")
+}
+
+#[test]
+fn a_close_tells_what_became_of_bytes_that_another_one_commits() {
+    let said = who_asks_while_another_commits_for_it("os.close");
+    assert_eq!(said, "A B File File exists exists");
+}
+
+#[test]
+fn an_fsync_tells_what_became_of_bytes_that_another_one_commits() {
+    let said = who_asks_while_another_commits_for_it("os.fsync");
+    assert_eq!(said, "A B File File exists exists");
+}
+
 #[test]
 fn a_page_changed_through_a_map_is_no_event() {
     let m = Mnt::new();

@@ -1,10 +1,11 @@
 //! What the daemon tells of itself: `.status`, the trace of requests, readiness.
 
 use crate::harness::{
-    Mnt, append, errno_of, eventually, names, ok, public_dir, read, sh, smolstore, text,
-    try_append, unmount,
+    Mnt, append, appender, close, errno_of, eventually, names, ok, public_dir, read, sh, smolstore,
+    text, try_append, unmount,
 };
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
@@ -27,11 +28,21 @@ fn the_status_counts_what_was_done() {
     append(s.join("from/2"), "d\n");
     let lost = try_append(s.join("from/2"), "late\n");
     assert_eq!(errno_of(lost), libc::EEXIST);
-    assert_eq!(value(root, "smolstore_commits_total"), before + 2.0);
-    assert_eq!(value(root, "smolstore_batches_total"), 2.0);
-    assert_eq!(value(root, "smolstore_events_total"), 3.0);
-    assert_eq!(value(root, "smolstore_bytes_total"), 7.0);
+    // When it was opened, or when it writes.
+    assert_eq!(value(root, "smolstore_guards_lost_total"), 1.0);
+    let guarded = appender(s.join("from/3")).unwrap();
+    append(s.join("events"), "e\n");
+    assert_eq!(errno_of((&guarded).write(b"late\n")), libc::EEXIST);
+    assert!(close(guarded).is_err());
+    assert_eq!(value(root, "smolstore_guards_lost_total"), 2.0);
+    assert_eq!(value(root, "smolstore_commits_total"), before + 3.0);
+    assert_eq!(value(root, "smolstore_batches_total"), 3.0);
+    assert_eq!(value(root, "smolstore_events_total"), 4.0);
+    assert_eq!(value(root, "smolstore_bytes_total"), 9.0);
     assert_eq!(value(root, "smolstore_errors_total"), 0.0);
+    let long = try_append(s.join("events"), vec![b'x'; (16 << 20) + 1]);
+    assert_eq!(errno_of(long), libc::EMSGSIZE);
+    assert_eq!(value(root, "smolstore_errors_total"), 1.0);
     let quantiles = ["0.5", "0.99", "1"]
         .map(|share| value(root, &format!("smolstore_commit_seconds{{quantile=\"{share}\"}}")));
     assert!(quantiles[0] > 0.0 && quantiles.is_sorted(), "{quantiles:?}");

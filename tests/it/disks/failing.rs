@@ -4,7 +4,8 @@
 use super::machine::Machine;
 use super::writers::{KINDS, Writers};
 use crate::harness::*;
-use std::fs;
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
@@ -489,4 +490,40 @@ fn a_disk_that_dies_below_xfs() {
 #[test]
 fn a_disk_that_dies_below_btrfs() {
     dies("mkfs.btrfs -q");
+}
+
+/// As ext4 becomes after an error. Streams that were not open before can be read, too.
+#[test]
+fn a_file_system_that_became_read_only_can_be_read() {
+    let disk = SmallDisk::new(24);
+    let store = disk.path().join("store");
+    fs::create_dir(&store).unwrap();
+    let m = Mnt::on(&store, &[]);
+    let [whole, behind] = ["whole", "behind"].map(|name| m.stream(name));
+    for s in [&whole, &behind] {
+        append(s.join("events"), "one\n");
+        append(s.join("events"), "two\n");
+    }
+    m.stop();
+    // What a crash leaves: it is to be recovered.
+    let index = File::options().write(true).open(store.join("behind/index")).unwrap();
+    index.write_all_at(&[1], 0).unwrap();
+    drop(index);
+    m.restart();
+    let remount = |how: &str| {
+        let to = disk.path().display().to_string();
+        ok(&sh("sh", &format!("mount -o remount,{how} {to}"), Path::new("/")));
+    };
+    remount("ro");
+    for _ in 0..2 {
+        assert_eq!(text(&read(whole.join("events"))), "one\ntwo\n");
+        assert_eq!(text(&read(behind.join("events"))), "one\n");
+        assert_eq!(errno_of(try_append(whole.join("events"), "refused\n")), libc::EROFS);
+        assert_eq!(errno_of(try_append(behind.join("from/1"), "refused\n")), libc::EROFS);
+    }
+    remount("rw");
+    for s in [&whole, &behind] {
+        append(s.join("events"), "three\n");
+        assert_eq!(text(&read(s.join("events"))), "one\ntwo\nthree\n");
+    }
 }

@@ -211,9 +211,20 @@ const FAULTS: &[Fault] = &[
     fault(
         "cut not synced",
         "mend.rs",
-        &[("cut || tip.end > found.beyond", "tip.end > found.beyond")],
+        &[(
+            "// Before anything else can fail: nobody would do it again.
+            self.sync_log(files)?;",
+            "",
+        )],
     ),
-    fault("adopted without a sync", "mend.rs", &[("cut || tip.end > found.beyond", "cut")]),
+    fault(
+        "adopted without a sync",
+        "mend.rs",
+        &[(
+            r#"written.map_err(files.os("log"))?; self.sync_log(files)?;"#,
+            r#"written.map_err(files.os("log"))?;"#,
+        )],
+    ),
     fault(
         "adopted frames not rewritten",
         "mend.rs",
@@ -223,9 +234,9 @@ const FAULTS: &[Fault] = &[
         "the count before the sync of what is adopted",
         "mend.rs",
         &[(
-            "if cut || tip.end > found.beyond {",
+            "if tip.end > found.beyond {",
             "if fault!() && adopt { self.count_in(files, &found, tip.count)?; }
-            if cut || tip.end > found.beyond {",
+            if tip.end > found.beyond {",
         )],
     ),
     fault(
