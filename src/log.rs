@@ -103,7 +103,8 @@ impl<D: Disk> Files<D> {
     pub(crate) fn header(&self) -> Result<Option<u64>> {
         let mut header = [0; 16];
         let read = read_full(&*self.disk, &self.index, &mut header, 0).map_err(self.os("index"))?;
-        let [count, identity] = [0, 8].map(|at| u64_at(&header, at));
+        let (words, _) = header.as_chunks();
+        let [count, identity] = [words[0], words[1]].map(u64::from_le_bytes);
         // A count that no disk can hold is damage: then any that is more than there is will do.
         let count = count.min(1 << 48);
         Ok((read == header.len() && identity == self.identity).then_some(count))
@@ -389,10 +390,4 @@ pub(crate) fn read_full<D: Disk>(
         }
     }
     Ok(read)
-}
-
-fn u64_at(bytes: &[u8; 16], at: usize) -> u64 {
-    let mut word = [0; 8];
-    word.copy_from_slice(&bytes[at..at + 8]);
-    u64::from_le_bytes(word)
 }
