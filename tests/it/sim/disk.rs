@@ -157,6 +157,10 @@ impl Inode {
             }
         }
     }
+    /// Whether a crash leaves just what the page cache shows.
+    fn durable(&self) -> bool {
+        self.dirty.is_empty() && self.lens.is_empty() && self.cache == self.disk
+    }
     /// The page cache lets go of what it believes to be on the disk.
     pub(super) fn evict(&mut self) {
         for n in 0..self.cache.len().div_ceil(SECTOR) {
@@ -567,6 +571,10 @@ impl World {
         let (dir, name) = self.place(path)?;
         self.change(dir, vec![(name, None)]);
         Ok(())
+    }
+    /// Whether a crash leaves of a stream's log just what the page cache shows.
+    pub(super) fn durable(&self, stream: u64) -> bool {
+        self.dirs[&stream].now.get("log").is_some_and(|log| self.files[log].durable())
     }
     /// Whether a stream has an index that is its log's.
     pub(super) fn indexed(&self, name: &str) -> bool {

@@ -569,13 +569,15 @@ impl Sim {
 
     /// Somebody deletes an index.
     fn unlink(&self, engine: usize, name: &str) {
-        // Not in the very moment of a power cut: a torn batch would look like damage without it.
+        // Not when a power cut could bring back a torn batch, which looks like damage without it.
         let store = self.store(engine);
         self.check(engine, &store, name, Sight::Durable);
         drop(store);
         let mut w = self.world();
-        if w.unlink(&Path::new(name).join("index")).is_ok() {
-            let dir = w.dir(name).unwrap();
+        let dir = w.dir(name).ok().filter(|dir| w.durable(*dir));
+        if let Some(dir) = dir
+            && w.unlink(&Path::new(name).join("index")).is_ok()
+        {
             w.robbed.insert(dir);
             w.note(format!("  unlink {name}/index"));
             w.count("indexes deleted");
