@@ -133,6 +133,7 @@ impl<D: Disk> Check<'_, D> {
                         self.walk = Walk::new(n + 1, at + frame.size(), Some(&frame));
                         self.fault(n, n, at, "it does not follow from the event before");
                     }
+                    self.to_the_end = false;
                     self.entry(indexed, n, at)?;
                     progress(self.walk.next, self.walk.at);
                     continue;

@@ -110,10 +110,15 @@ impl<D: Disk> Stream<D> {
     /// one also commits what others bring meanwhile, so nobody has to wait in a thread.
     pub fn submit(self: &Arc<Self>, batch: Batch<D>, guard: Option<u64>, done: Done) {
         if self.enqueue(batch, guard, done) {
-            let leading = self.shared.leading.fetch_add(1, Relaxed);
-            if leading < LEADERS || !self.lead_elsewhere() {
-                self.lead();
-            }
+            self.commit_queue();
+        }
+    }
+
+    /// Commits what is in the queue: for who was told so by [`Stream::enqueue`].
+    pub(crate) fn commit_queue(self: &Arc<Self>) {
+        let leading = self.shared.leading.fetch_add(1, Relaxed);
+        if leading < LEADERS || !self.lead_elsewhere() {
+            self.lead();
         }
     }
 
@@ -124,7 +129,8 @@ impl<D: Disk> Stream<D> {
         thread.is_ok()
     }
 
-    fn enqueue(&self, batch: Batch<D>, guard: Option<u64>, done: Done) -> bool {
+    /// Puts a batch in the queue. True when nobody is committing: it is for the caller to.
+    pub(crate) fn enqueue(&self, batch: Batch<D>, guard: Option<u64>, done: Done) -> bool {
         let mut queue = lock(&self.queue);
         queue.jobs.push_back(Job { batch, guard, begun: Instant::now(), done });
         !std::mem::replace(&mut queue.leading, true)

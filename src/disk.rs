@@ -94,6 +94,23 @@ impl Real {
         let (_held, stream) = sys::directory(&self.root.join(stream.unwrap_or(Path::new(""))))?;
         call(&stream.join(name.unwrap_or_default()))
     }
+
+    /// A file without a name in the directory `dir`.
+    fn unnamed(&self, dir: &Path) -> io::Result<File> {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).mode(0o600);
+        match options.clone().custom_flags(libc::O_TMPFILE).open(dir) {
+            // A file system without them: take a name, and take it away.
+            Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
+                let name = format!(".scratch-{}-{}", std::process::id(), self.now());
+                let path = dir.join(name);
+                let file = options.create_new(true).open(&path)?;
+                fs::remove_file(path)?;
+                Ok(file)
+            }
+            result => result,
+        }
+    }
 }
 
 /// So many zeros are written at a time.
@@ -112,16 +129,10 @@ impl Disk for Real {
     }
 
     fn scratch(&self) -> io::Result<File> {
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).mode(0o600);
-        match options.clone().custom_flags(libc::O_TMPFILE).open(&self.scratch) {
-            // A file system without unnamed files: take a name, and take it away.
-            Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
-                let name = format!(".scratch-{}-{}", std::process::id(), self.now());
-                let path = self.scratch.join(name);
-                let file = options.create_new(true).open(&path)?;
-                fs::remove_file(path)?;
-                Ok(file)
+        match self.unnamed(&self.scratch) {
+            // It became read-only by an error: what is there is to be read all the same.
+            Err(error) if error.raw_os_error() == Some(libc::EROFS) => {
+                self.unnamed(&std::env::temp_dir())
             }
             result => result,
         }

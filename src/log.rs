@@ -90,7 +90,7 @@ impl<D: Disk> Files<D> {
             None => Some(Walk::default()),
         };
         match end {
-            Some(end) if self.zeros(&mut scan, end.at, end.at + 1)? => Ok(()),
+            Some(end) if !end.inside && self.zeros(&mut scan, end.at, end.at + 1)? => Ok(()),
             _ => Err(self.damaged(count, "the disk lost events, and others may have followed")),
         }
     }

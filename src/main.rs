@@ -265,7 +265,7 @@ fn config(arguments: &Arguments, store: &Path) -> Config {
 }
 
 /// Looks after those who wait, for as long as there is a mount.
-fn look_after(waiters: &Waiters, device: u64) {
+fn look_after(waiters: &Arc<Waiters>, device: u64) {
     let mut was_mounted = true;
     for look in 0u32.. {
         std::thread::sleep(Duration::from_secs(1) / LOOKS_A_SECOND);
@@ -330,8 +330,8 @@ fn explain(mount_point: &Path, error: &io::Error) -> String {
     let no_right =
         matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied);
     let why = if let Err(device) = File::options().read(true).write(true).open("/dev/fuse") {
-        let advice = match device.kind() {
-            io::ErrorKind::PermissionDenied => "it is usually open to all: 'chmod 666 /dev/fuse'",
+        let advice = match device.raw_os_error() {
+            Some(libc::EACCES) => "it is usually open to all: 'chmod 666 /dev/fuse'",
             _ => "it takes 'modprobe fuse', in a container '--device /dev/fuse'",
         };
         format!("cannot mount: /dev/fuse: {device}; {advice}")

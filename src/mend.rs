@@ -57,22 +57,23 @@ impl<D: Disk> Stream<D> {
             log = open("log", write);
         }
         let log = log?;
+        let stat = || disk.stat(&log).map_err(self.os("log"));
+        let (known, mut found) = (self.identity(), stat()?);
+        if known != 0 && known != found.identity {
+            // Another stream got our name while our files were closed.
+            return Err(Error::NotFound);
+        }
         if locked {
             disk.lock(&log, !write).map_err(self.os("log"))?;
+            // Whoever fails from here on drops the file, and with it the lock.
+            found = stat()?;
         }
-        // Whoever fails from here on drops the file, and with it the lock.
-        let found = disk.stat(&log).map_err(self.os("log"))?;
         let named = || disk.identity(&name.join("log")).ok();
         if locked && write && named() != Some(found.identity) {
             // Removed or renamed while we waited: the index would be another stream's.
             return Err(Error::NotFound);
         }
         let index = open("index", write)?;
-        let known = self.identity();
-        if known != 0 && known != found.identity {
-            // Another stream got our name while our files were closed.
-            return Err(Error::NotFound);
-        }
         let disk = self.shared.disk.clone();
         let mut files = Files::new(disk.clone(), name, write, (log, index), found.identity);
         let to_do = || self.os("log")(io::Error::other("it is to be recovered"));
@@ -122,6 +123,10 @@ impl<D: Disk> Stream<D> {
                     // Whoever only reads needs none of it, if what is read stays: what is counted,
                     // for that is what other mounts show.
                     Err(error) if error.no_room() || error == Error::ReadOnly => {
+                        if indexed.is_none() && files.write {
+                            // All of it is shown, and may be in the page cache only.
+                            self.sync_log(files)?;
+                        }
                         files.counted = indexed.is_some();
                         files.unmended = Some(error);
                         let (end, time) = (found.beyond, found.start.time);

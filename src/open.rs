@@ -71,8 +71,8 @@ struct Writer {
     held: VecDeque<Submit>,
 }
 
-/// Hands a batch to the stream, with its guard.
-type Submit = Box<dyn FnOnce(&Open, Option<u64>) + Send>;
+/// Puts a batch in the stream's queue, with its guard: see [`Stream::enqueue`].
+type Submit = Box<dyn FnOnce(&Open, Option<u64>) -> bool + Send>;
 
 /// Who learns by an answer what became of the bytes it wrote.
 #[derive(Clone, Copy)]
@@ -259,16 +259,18 @@ impl Open {
         let Some(thread) = wait else {
             return answer(Err(Error::Again));
         };
-        let wake = move |open: &Open, why| {
-            answer(match why {
-                Why::Signal => Err(Error::Interrupted),
-                Why::End => Ok(Vec::new()),
-                Why::More => match open.read(offset, size) {
-                    // The stream may be gone, and with it what could have come.
-                    Err(Error::NotFound) => Ok(Vec::new()),
-                    read => read,
-                },
-            });
+        let wake = move |open: &Arc<Open>, why| match why {
+            Why::Signal => answer(Err(Error::Interrupted)),
+            Why::End => answer(Ok(Vec::new())),
+            // Once more, for nothing may have come. The stream may be gone, and with it what could
+            // have.
+            Why::More => {
+                let answer = |read| match read {
+                    Err(Error::NotFound) => answer(Ok(Vec::new())),
+                    read => answer(read),
+                };
+                open.read_on(offset, size, wait, Box::new(answer));
+            }
         };
         self.wait(offset, Some(thread), Box::new(wake));
     }
@@ -277,17 +279,19 @@ impl Open {
     /// grows, `notify` is called when there is. Where a read at the end does not wait, the end is
     /// such a thing, once: busybox's `read` polls before each read, and would never come to it.
     pub fn poll<N: FnOnce() + Send + 'static>(self: &Arc<Self>, notify: Option<N>) -> Result<bool> {
-        let mut reader = lock(&self.reader);
-        let end = reader.end;
+        let (end, ended) = {
+            let reader = lock(&self.reader);
+            (reader.end, reader.ended)
+        };
         let ready = match self.kind {
-            Kind::Events | Kind::Lines | Kind::From => !reader.ended || self.more(end)?,
+            Kind::Events | Kind::Lines | Kind::From => !ended || self.more(end)?,
             Kind::Follow => self.more(end)?,
             _ => true,
         };
-        if let Some(notify) = notify.filter(|_| !ready && !reader.polled) {
-            reader.polled = true;
-            drop(reader);
-            let wake = move |open: &Open, _| {
+        if let Some(notify) = notify.filter(|_| !ready)
+            && !std::mem::replace(&mut lock(&self.reader).polled, true)
+        {
+            let wake = move |open: &Arc<Open>, _| {
                 lock(&open.reader).polled = false;
                 notify();
             };
@@ -298,7 +302,7 @@ impl Open {
 
     /// Whether there is something behind `offset`.
     fn more(&self, offset: u64) -> Result<bool> {
-        Ok(self.stream.tip()?.view() > self.base.saturating_add(offset))
+        self.stream.more(self.base.saturating_add(offset))
     }
 
     fn wait(self: &Arc<Self>, offset: u64, thread: Option<u32>, wake: Wake) {
@@ -344,10 +348,12 @@ impl Open {
             return Err(Error::Invalid);
         }
         let end = writer.taken + bytes.len() as u64;
-        writer.owners.insert(owner, end);
         if let Some(error) = &writer.failed {
+            // Whoever is to be told of earlier bytes is to be told of those.
+            writer.owners.entry(owner).or_insert(end);
             return Err(error.clone());
         }
+        writer.owners.insert(owner, end);
         let mut push = || {
             // A commit in flight moves the guard.
             if let Some(guard) = writer.guard.filter(|_| writer.in_flight.is_empty())
@@ -443,16 +449,19 @@ impl Open {
                 open.waiters.wake(&open.stream);
             }
         };
-        let submit = move |open: &Open, guard: Option<u64>| {
+        let enqueue = move |open: &Open, guard: Option<u64>| {
             let guard = guard.filter(|_| events > 0);
-            open.stream.submit(batch, guard, Box::new(finish));
+            open.stream.enqueue(batch, guard, Box::new(finish))
         };
         if busy && writer.guard.is_some() {
-            writer.held.push_back(Box::new(submit));
-        } else {
-            let guard = writer.guard;
-            drop(writer);
-            submit(self, guard);
+            writer.held.push_back(Box::new(enqueue));
+            return;
+        }
+        // Before another one can come here: an empty batch must not overtake what it waits for.
+        let leads = enqueue(self, writer.guard);
+        drop(writer);
+        if leads {
+            self.stream.commit_queue();
         }
     }
 
@@ -467,7 +476,10 @@ impl Open {
         // What became of the bytes it had in earlier batches, while it waited for this one.
         let earlier = writer.failed.clone().filter(|_| match told {
             Told::Nobody => false,
-            Told::Owner(owner) => writer.owners.remove(&owner).is_some(),
+            // Not what became of bytes that it has written since.
+            Told::Owner(owner) => {
+                writer.owners.get(&owner) == Some(&0) && writer.owners.remove(&owner).is_some()
+            }
             Told::Somebody => true,
         });
         if let Some(error) = &earlier {
@@ -485,9 +497,10 @@ impl Open {
             _ => {}
         }
         let (next, guard) = (writer.held.pop_front(), writer.guard);
+        let leads = next.is_some_and(|enqueue| enqueue(self, guard));
         drop(writer);
-        if let Some(submit) = next {
-            submit(self, guard);
+        if leads {
+            self.stream.commit_queue();
         }
         match earlier {
             // Some of it is stored, some is not.

@@ -108,6 +108,14 @@ impl Tip {
     }
 }
 
+/// What a glance at a stream shows.
+pub(crate) enum Glance {
+    Tip(Tip),
+    /// There is more than was seen, and to see it somebody may have to be waited for.
+    More,
+    Nothing,
+}
+
 /// Where a reader was: event and log offset. A hint, checked when used.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Cursor(pub(crate) u64, pub(crate) u64);
@@ -287,32 +295,46 @@ impl<D: Disk> Stream<D> {
         Ok(self.files_and_tip()?.1)
     }
 
-    /// How much there is to see now, for who must not wait for anybody: None when it takes that.
-    /// What is to be recovered first nobody has committed since.
-    pub(crate) fn glance(self: &Arc<Self>) -> Result<Option<Tip>> {
-        let Ok(mut slot) = self.files.try_lock() else {
-            return Ok(None);
+    /// Whether there is anything to see behind the view offset `view`: more, or an error.
+    pub(crate) fn more(self: &Arc<Self>, view: u64) -> Result<bool> {
+        let (files, tip) = self.files_and_tip()?;
+        Ok(tip.view() > view || files.ended(tip.count).is_err())
+    }
+
+    /// How much there is to see now, for who must not wait for anybody. It opens nothing for good:
+    /// that may take the log's lock.
+    pub(crate) fn glance(&self) -> Result<Glance> {
+        let Ok(slot) = self.files.try_lock() else {
+            // Somebody is opening them: the next time.
+            return Ok(Glance::Nothing);
         };
-        let sound = |files: &Files<D>| {
+        let sound = |files: &&Arc<Files<D>>| {
             files.counted
                 && files.unmended.is_none()
                 && self.disk().stat(&files.index).is_ok_and(|index| index.named)
         };
-        if let Some(files) = slot.as_ref().filter(|files| sound(files)) {
-            return self.tip_of(files);
+        if let Some(files) = slot.as_ref().filter(sound) {
+            self.used.store(true, Relaxed);
+            return Ok(self.tip_of(files)?.map_or(Glance::More, Glance::Tip));
         }
-        if let Ok(files) = self.open_files(false) {
-            let files = Arc::new(files);
-            *slot = Some(files.clone());
-            drop(slot);
-            self.shared.admit(self.clone());
-            return self.tip_of(&files);
+        drop(slot);
+        let (disk, name) = (self.disk(), self.name());
+        let open = |what| disk.open(&name.join(what), false);
+        let log = open("log").map_err(|error| match error.kind() {
+            std::io::ErrorKind::NotFound => Error::NotFound,
+            _ => self.os("log")(error),
+        })?;
+        let identity = disk.stat(&log).map_err(self.os("log"))?.identity;
+        if identity != self.identity() {
+            return Err(Error::NotFound);
         }
-        match self.disk().identity(&self.name().join("log")) {
-            Ok(identity) if identity != self.identity() => Err(Error::NotFound),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(Error::NotFound),
-            _ => Ok(None),
-        }
+        // Without an index nobody has committed since it was deleted.
+        let Ok(index) = open("index") else {
+            return Ok(Glance::Nothing);
+        };
+        let files = Files::new(self.shared.disk.clone(), name, false, (log, index), identity);
+        let more = files.header()?.is_some_and(|count| count > lock(&self.tip).count);
+        Ok(if more { Glance::More } else { Glance::Nothing })
     }
 
     /// The number of events.
@@ -436,7 +458,8 @@ impl<D: Disk> Stream<D> {
     }
 
     /// Up to `size` bytes of the view (each event and a newline) from the offset `view` on; fewer
-    /// only at the end or before damage. An error at the end where the disk lost events. A reader in order hands in the same `cursor` each time.
+    /// only at the end or before damage. An error at the end where the disk lost events. A reader
+    /// in order hands in the same `cursor` each time.
     pub fn read_view(
         self: &Arc<Self>,
         view: u64,

@@ -346,7 +346,7 @@ impl Tree {
     }
 
     /// Those who wait for events.
-    pub fn waiters(&self) -> &Waiters {
+    pub fn waiters(&self) -> &Arc<Waiters> {
         &self.waiters
     }
 
@@ -588,6 +588,8 @@ impl Tree {
         }
         let stream = self.store.stream(from.1)?;
         self.store.rename(from.1, to.1)?;
+        // First what was committed before, by other mounts, too.
+        self.waiters.wake(&stream);
         self.waiters.end_those_of(&stream);
         lock(&self.streams).rename(from.1, to.1);
         Ok(())

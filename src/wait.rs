@@ -7,16 +7,16 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crate::disk::Real;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::open::Open;
 use crate::proc::Signalled;
-use crate::stream::{Stream, Tip, lock};
+use crate::stream::{Glance, Stream, Tip, lock};
 
 /// How often [`Waiters::look`] is to be called.
 pub const LOOKS_A_SECOND: u32 = 8;
 
 /// Called when the wait is over.
-pub(crate) type Wake = Box<dyn FnOnce(&Open, Why) + Send>;
+pub(crate) type Wake = Box<dyn FnOnce(&Arc<Open>, Why) + Send>;
 
 /// Why a wait is over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,7 +119,7 @@ impl Waiters {
 
     /// Looks after all who wait: for what other mounts have committed, and for signals. Of a
     /// reader that we cannot see nothing is known: once a second it may look itself.
-    pub fn look(&self, signalled: impl Fn(u32) -> Signalled) {
+    pub fn look(self: &Arc<Self>, signalled: impl Fn(u32) -> Signalled) {
         let reader = |waiter: &Waiter| Some((waiter.open.clone(), waiter.thread?, waiter.since));
         let readers: Vec<_> = lock(&self.parked).values().flatten().filter_map(reader).collect();
         for (open, thread, since) in readers {
@@ -146,9 +146,19 @@ impl Waiters {
             }
         }
         for stream in self.streams() {
-            // Whose lock somebody holds must not keep this thread from the others.
-            if let Some(tip) = stream.glance().transpose() {
-                self.show(&stream, tip);
+            match stream.glance() {
+                Ok(Glance::Nothing) => {}
+                Ok(Glance::Tip(tip)) => self.show(&stream, Ok(tip)),
+                // Whose lock somebody holds must not keep this thread from the others.
+                Ok(Glance::More) => {
+                    let waiters = self.clone();
+                    let wake = move || waiters.wake(&stream);
+                    // Without a thread it is tried again at the next look.
+                    drop(std::thread::Builder::new().spawn(wake));
+                }
+                // Removed, or renamed by another mount.
+                Err(Error::NotFound) => self.end_those_of(&stream),
+                Err(error) => self.show(&stream, Err(error)),
             }
         }
     }

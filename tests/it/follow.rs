@@ -4,7 +4,7 @@ use crate::commit::python;
 use crate::harness::*;
 use crate::languages::need;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufRead, BufReader, Read};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
@@ -348,6 +348,7 @@ fn a_stream_that_cannot_be_opened_holds_up_no_other_wait() {
     }
     append(s.join("events"), "first\n");
     stuck.prints(&["first"]);
+    stuck.is_quiet(A_WHILE);
     let log = File::open(m.store().join("s/log")).unwrap();
     log.lock().unwrap();
     fs::remove_file(m.store().join("s/index")).unwrap();
@@ -363,6 +364,114 @@ fn a_stream_that_cannot_be_opened_holds_up_no_other_wait() {
     m.stop();
     others[1].ends_well();
     stuck.ends_well();
+}
+
+/// A poller has no thread that waits, but each poll looks at the stream.
+#[test]
+fn a_stream_that_cannot_be_opened_holds_up_no_end() {
+    let m = Mnt::new();
+    let s = m.stream("s");
+    let script = "
+import select
+fd = open('follow/next')
+print('polls', flush=True)
+while True:
+    select.select([fd], [], [], .1)
+";
+    let poller = Follower::start(&s, &["python3", "-ISc", script]);
+    poller.prints(&["polls"]);
+    append(s.join("events"), "first\n");
+    let log = File::open(m.store().join("s/log")).unwrap();
+    log.lock().unwrap();
+    fs::remove_file(m.store().join("s/index")).unwrap();
+    sleep(A_WHILE);
+    m.stop();
+}
+
+/// Behind the last event there are the zeros of another mount's batch, which is not committed yet:
+/// who opens the stream would cut them off, under the lock.
+#[test]
+fn what_other_mounts_commit_comes_beside_a_large_batch_of_theirs() {
+    let m = Mnt::new();
+    let s = m.stream("s");
+    append(s.join("events"), "first\n");
+    let mut reader = Follower::cat(&s, "follow/next");
+    let second = Mnt::on(m.store(), &[]);
+    let there = second.path().join("s/events");
+    let mut large = appender(&there).unwrap();
+    large.write_all(&b"0123456789abcde\n".repeat(2 << 20)).unwrap();
+    // Whoever has no index of its own any more opens all anew.
+    fs::remove_file(m.store().join("s/index")).unwrap();
+    append(&there, "second\n");
+    reader.prints(&["second"]);
+    append(&there, "third\n");
+    reader.prints(&["third"]);
+    reader.is_quiet(ms(0));
+    drop(large);
+}
+
+#[test]
+fn a_rename_keeps_nothing_from_who_waits() {
+    let m = Mnt::new();
+    let second = Mnt::on(m.store(), &[]);
+    let names = ["a", "b", "c"];
+    let mut readers = names.map(|name| {
+        let s = m.stream(name);
+        append(s.join("events"), "first\n");
+        Follower::cat(&s, "follow/next")
+    });
+    for (reader, name) in readers.iter_mut().zip(names) {
+        append(second.path().join(name).join("events"), "second\n");
+        fs::rename(m.path().join(name), m.path().join(name.repeat(2))).unwrap();
+        reader.prints(&["second"]);
+    }
+}
+
+/// Another stream has the name, and somebody holds its lock.
+#[test]
+fn a_stream_that_was_replaced_holds_up_no_other_wait() {
+    let m = Mnt::new();
+    let [s, t] = ["s", "t"].map(|name| m.stream(name));
+    let mut gone = Follower::cat(&s, "follow/next");
+    let mut other = Follower::cat(&t, "follow/next");
+    gone.is_quiet(A_WHILE);
+    let there = m.store().join("s");
+    let new = m.store().join(".new");
+    fs::create_dir(&new).unwrap();
+    let log = File::create(new.join("log")).unwrap();
+    log.lock().unwrap();
+    fs::remove_dir_all(&there).unwrap();
+    fs::rename(&new, &there).unwrap();
+    sleep(A_WHILE);
+    let second = Mnt::on(m.store(), &[]);
+    append(second.path().join("t/events"), "more\n");
+    other.prints(&["more"]);
+    other.signal(libc::SIGINT);
+    assert_eq!(other.ends().signal(), Some(libc::SIGINT));
+    gone.ends_well();
+}
+
+/// Its index is gone, an event is damaged, and so is the last one: nothing says how many there were.
+#[test]
+fn who_polls_at_the_end_of_a_stream_that_lost_events_is_told() {
+    let m = Mnt::new();
+    let s = three(&m);
+    append(s.join("events"), "3\n");
+    m.stop();
+    fs::remove_file(m.store().join("s/index")).unwrap();
+    let log = File::options().write(true).open(m.store().join("s/log")).unwrap();
+    for event in [1, 3] {
+        log.write_all_at(b"?", event * 18 + 16).unwrap();
+    }
+    m.restart();
+    let script = "
+import select
+fd = os.open('follow/2', os.O_RDONLY)
+assert os.read(fd, 100) == b'2\\n'
+assert select.select([fd], [], [], 5)[0]
+print(error(os.read, fd, 100))
+";
+    assert_eq!(ok(&python(&s, script)), "Input/output error\n");
 }
 
 #[test]

@@ -209,8 +209,10 @@ impl Sim {
             }
             (Err(Error::NotFound), None) => {}
             (Err(_), _) if blocked => {}
-            // It says so at the end at the latest. Of the last batch there may be a part.
-            (Err(Error::Damaged { .. }), Some(stream)) if lost => {
+            // It says so at the end, and not before. Of the last batch there may be a part.
+            (Err(Error::Damaged { index, what, .. }), Some(stream))
+                if lost && index == some.len() as u64 && what == ENDED =>
+            {
                 let last = some.last().map(|event| event.time);
                 some.retain(|event| Some(event.time) != last);
                 if let Err(why) = self.model(|model| model.compare(stream, &some, Sight::Late)) {
@@ -416,6 +418,9 @@ fn print(title: &str, all: &Stats) {
         println!("{count:>12} {what}");
     }
 }
+
+/// What is said behind the last event of a stream that lost some.
+const ENDED: &str = "the disk lost events, and others may have followed";
 
 /// A number from the environment, for longer runs.
 pub fn env(name: &str) -> Option<u64> {

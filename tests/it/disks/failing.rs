@@ -499,8 +499,8 @@ fn a_file_system_that_became_read_only_can_be_read() {
     let store = disk.path().join("store");
     fs::create_dir(&store).unwrap();
     let m = Mnt::on(&store, &[]);
-    let [whole, behind] = ["whole", "behind"].map(|name| m.stream(name));
-    for s in [&whole, &behind] {
+    let [whole, behind, bare] = ["whole", "behind", "bare"].map(|name| m.stream(name));
+    for s in [&whole, &behind, &bare] {
         append(s.join("events"), "one\n");
         append(s.join("events"), "two\n");
     }
@@ -509,6 +509,7 @@ fn a_file_system_that_became_read_only_can_be_read() {
     let index = File::options().write(true).open(store.join("behind/index")).unwrap();
     index.write_all_at(&[1], 0).unwrap();
     drop(index);
+    fs::remove_file(store.join("bare/index")).unwrap();
     m.restart();
     let remount = |how: &str| {
         let to = disk.path().display().to_string();
@@ -518,11 +519,12 @@ fn a_file_system_that_became_read_only_can_be_read() {
     for _ in 0..2 {
         assert_eq!(text(&read(whole.join("events"))), "one\ntwo\n");
         assert_eq!(text(&read(behind.join("events"))), "one\n");
+        assert_eq!(text(&read(bare.join("events"))), "one\ntwo\n");
         assert_eq!(errno_of(try_append(whole.join("events"), "refused\n")), libc::EROFS);
         assert_eq!(errno_of(try_append(behind.join("from/1"), "refused\n")), libc::EROFS);
     }
     remount("rw");
-    for s in [&whole, &behind] {
+    for s in [&whole, &behind, &bare] {
         append(s.join("events"), "three\n");
         assert_eq!(text(&read(s.join("events"))), "one\ntwo\nthree\n");
     }

@@ -1,6 +1,7 @@
 //! Disks without room, without inodes, beyond a quota: small file systems of each kind.
 
 use super::writers::{KINDS, Writers};
+use crate::commit::python;
 use crate::harness::*;
 use crate::sim::env;
 use std::fs::{self, File};
@@ -163,6 +164,47 @@ fn a_batch_larger_than_xfs() {
 #[test]
 fn a_batch_larger_than_btrfs() {
     too_large(BTRFS);
+}
+
+/// The close is of one batch, the failure of the next one, which the same process begins meanwhile.
+#[test]
+fn a_close_is_not_told_of_what_came_after_it() {
+    let (m, disk) = disk(EXT4);
+    let s = m.stream("s");
+    append(s.join("events"), "zero\n");
+    let log = m.store().join("s/log");
+    let script = format!(
+        r"
+        import fcntl
+        fd = appender()
+        os.write(fd, b'one\n')
+        log = open('{}')
+        fcntl.flock(log, fcntl.LOCK_EX)
+        waiting = ':%d ' % os.fstat(log.fileno()).st_ino
+        copy, said = os.dup(fd), {{}}
+        def note(what, call, *args):
+            said[what] = error(call, *args)
+        def start(*args):
+            thread = threading.Thread(target=note, args=args)
+            thread.start()
+            return thread
+        closes = start('close', os.close, copy)
+        while not any('->' in l and waiting in l for l in open('/proc/locks')): time.sleep(0.01)
+        writes = start('write', os.write, fd, b'x' * (1 << 20))
+        time.sleep(0.5)
+        fcntl.flock(log, fcntl.LOCK_UN)
+        closes.join()
+        writes.join()
+        full = 'No space left on device'
+        assert said == {{'close': None, 'write': full}}, said
+        assert error(os.write, fd, b'two\n') == full
+        assert error(os.close, fd) == full
+        ",
+        log.display()
+    );
+    disk.fill();
+    ok(&python(&s, &script));
+    assert_eq!(text(&read(s.join("events"))), "zero\none\n");
 }
 
 // ---- inodes ----------------------------------------------------------------------------------
