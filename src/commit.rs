@@ -202,7 +202,7 @@ impl<D: Disk> Stream<D> {
         }
     }
 
-    /// Counts a batch that was refused.
+    /// Counts an append that was refused.
     pub(crate) fn refused(&self, error: &Error) {
         self.shared.status.refused(*error == Error::Exists);
     }

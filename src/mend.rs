@@ -90,7 +90,8 @@ impl<D: Disk> Stream<D> {
         if known != found.identity {
             *lock(&self.tip) = Tip::default();
         }
-        *lock(&self.identity) = found.identity;
+        // One that is made for us alone says nothing of what gets its name.
+        *lock(&self.identity) = if found.named { found.identity } else { 0 };
         if locked {
             disk.unlock(&files.log).map_err(self.os("log"))?;
         }
@@ -293,9 +294,10 @@ impl<D: Disk> Stream<D> {
         files.lost = Some(lost);
         // Where the count covers what is not there, reading must come to it, and fail.
         let missing = frame::OVERHEAD * (count - tip.count);
-        let end = (tip.end + missing).max(files.entry(count)?);
-        if indexed.is_none() {
-            self.map_aside(files, Walk::default(), count)?;
+        let mut end = tip.end + missing;
+        match indexed {
+            Some(_) => end = end.max(files.entry(count)?),
+            None => self.map_aside(files, Walk::default(), count)?,
         }
         let what = "acknowledged events are missing or damaged; the stream takes no appends";
         (self.shared.log)(&files.damaged(lost, what).to_string());

@@ -259,20 +259,25 @@ impl Open {
         let Some(thread) = wait else {
             return answer(Err(Error::Again));
         };
-        let wake = move |open: &Arc<Open>, why| match why {
+        self.wait(offset, Some(thread), Self::answer_later(offset, size, thread, answer));
+    }
+
+    fn answer_later(offset: u64, size: usize, thread: u32, answer: Answer<Vec<u8>>) -> Wake {
+        Box::new(move |open, why| match why {
             Why::Signal => answer(Err(Error::Interrupted)),
             Why::End => answer(Ok(Vec::new())),
-            // Once more, for nothing may have come. The stream may be gone, and with it what could
-            // have.
-            Why::More => {
-                let answer = |read| match read {
-                    Err(Error::NotFound) => answer(Ok(Vec::new())),
-                    read => answer(read),
-                };
-                open.read_on(offset, size, wait, Box::new(answer));
-            }
-        };
-        self.wait(offset, Some(thread), Box::new(wake));
+            Why::More => match open.read(offset, size) {
+                // Nothing has come, and an empty answer would be the end. What comes from here on
+                // is seen at the next look.
+                Ok(bytes) if bytes.is_empty() => {
+                    let wake = Self::answer_later(offset, size, thread, answer);
+                    open.waiters.park(open, offset, Some(thread), wake);
+                }
+                // The stream may be gone, and with it what could have come.
+                Err(Error::NotFound) => answer(Ok(Vec::new())),
+                read => answer(read),
+            },
+        })
     }
 
     /// Whether there is something this open file has not read. When not, and it is a file that

@@ -54,7 +54,7 @@ impl Status {
         self.longest.fetch_max(nanos, Relaxed);
     }
 
-    /// A batch was refused, because its guard was lost or because of an error.
+    /// An append was refused, because its guard was lost or because of an error.
     pub fn refused(&self, guard: bool) {
         let counter = if guard { &self.lost_guards } else { &self.errors };
         counter.fetch_add(1, Relaxed);
@@ -83,8 +83,8 @@ impl Status {
             (&self.batches, "batches_total", "Batches committed"),
             (&self.events, "events_total", "Events committed"),
             (&self.bytes, "bytes_total", "Bytes of the batches committed"),
-            (&self.lost_guards, "guards_lost_total", "Batches refused with EEXIST"),
-            (&self.errors, "errors_total", "Batches refused with another error"),
+            (&self.lost_guards, "guards_lost_total", "Appends refused with EEXIST"),
+            (&self.errors, "errors_total", "Appends refused with another error"),
         ];
         let counters = counters
             .map(|(counter, name, what)| (name, "counter", what, counter.load(Relaxed) as f64));

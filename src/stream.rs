@@ -111,9 +111,11 @@ impl Tip {
 /// What a glance at a stream shows.
 pub(crate) enum Glance {
     Tip(Tip),
-    /// There is more than was seen, and to see it somebody may have to be waited for.
+    /// There is more than was seen, or an error; to see it somebody may have to be waited for.
     More,
     Nothing,
+    /// It was removed, or another mount renamed it.
+    Gone,
 }
 
 /// Where a reader was: event and log offset. A hint, checked when used.
@@ -301,40 +303,54 @@ impl<D: Disk> Stream<D> {
         Ok(tip.view() > view || files.ended(tip.count).is_err())
     }
 
-    /// How much there is to see now, for who must not wait for anybody. It opens nothing for good:
-    /// that may take the log's lock.
-    pub(crate) fn glance(&self) -> Result<Glance> {
+    /// How much there is to see now, for who must not wait for anybody, and has seen all up to the
+    /// view offset `seen`. It opens nothing for good: that may take the log's lock.
+    pub(crate) fn glance(&self, seen: u64) -> Glance {
         let Ok(slot) = self.files.try_lock() else {
             // Somebody is opening them: the next time.
-            return Ok(Glance::Nothing);
+            return Glance::Nothing;
         };
-        let sound = |files: &&Arc<Files<D>>| {
-            files.counted
-                && files.unmended.is_none()
-                && self.disk().stat(&files.index).is_ok_and(|index| index.named)
-        };
-        if let Some(files) = slot.as_ref().filter(sound) {
-            self.used.store(true, Relaxed);
-            return Ok(self.tip_of(files)?.map_or(Glance::More, Glance::Tip));
-        }
+        let (files, tip) = (slot.clone(), *lock(&self.tip));
         drop(slot);
-        let (disk, name) = (self.disk(), self.name());
-        let open = |what| disk.open(&name.join(what), false);
-        let log = open("log").map_err(|error| match error.kind() {
-            std::io::ErrorKind::NotFound => Error::NotFound,
-            _ => self.os("log")(error),
-        })?;
-        let identity = disk.stat(&log).map_err(self.os("log"))?.identity;
-        if identity != self.identity() {
-            return Err(Error::NotFound);
+        let named = |files: &Files<D>| self.disk().stat(&files.index).is_ok_and(|stat| stat.named);
+        match files {
+            Some(files) if !files.counted && files.lost.is_some() => Glance::Nothing,
+            Some(files) if files.counted && files.unmended.is_none() && named(&files) => {
+                self.used.store(true, Relaxed);
+                self.tip_of(&files).ok().flatten().map_or(Glance::More, Glance::Tip)
+            }
+            // What somebody else came to know meanwhile.
+            _ if tip.view() > seen => Glance::More,
+            _ => self.glance_by_name(tip.count),
         }
-        // Without an index nobody has committed since it was deleted.
-        let Ok(index) = open("index") else {
-            return Ok(Glance::Nothing);
+    }
+
+    /// Whether there are more than `seen` events in what has the stream's name.
+    fn glance_by_name(&self, seen: u64) -> Glance {
+        let (disk, name, known) = (self.disk(), self.name(), self.identity());
+        let open = |what| disk.open(&name.join(what), false);
+        let none = |error: &std::io::Error| error.kind() == std::io::ErrorKind::NotFound;
+        let files = match (open("log"), open("index")) {
+            // Where it may not be made there is none before the first writer comes.
+            (Err(error), _) if none(&error) && (known != 0 || disk.identity(&name).is_err()) => {
+                return Glance::Gone;
+            }
+            (Ok(log), index) => disk.stat(&log).map(|stat| (log, index, stat.identity)),
+            (Err(error), _) => Err(error),
         };
-        let files = Files::new(self.shared.disk.clone(), name, false, (log, index), identity);
-        let more = files.header()?.is_some_and(|count| count > lock(&self.tip).count);
-        Ok(if more { Glance::More } else { Glance::Nothing })
+        match files {
+            Ok((_, _, identity)) if ![0, identity].contains(&known) => Glance::Gone,
+            Ok((log, Ok(index), identity)) => {
+                let files = (log, index);
+                let files = Files::new(self.shared.disk.clone(), name, false, files, identity);
+                match files.header() {
+                    Ok(Some(count)) if count > seen => Glance::More,
+                    _ => Glance::Nothing,
+                }
+            }
+            // Without an index nobody has committed since it was deleted.
+            _ => Glance::Nothing,
+        }
     }
 
     /// The number of events.
@@ -509,6 +525,9 @@ impl<D: Disk> Stream<D> {
             skip = 0;
             n += 1;
             at += (frame::HEADER + line.len()) as u64;
+        }
+        if out.is_empty() {
+            return Err(files.damaged(n, "it has no place in the log"));
         }
         Ok(out)
     }

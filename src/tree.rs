@@ -588,10 +588,10 @@ impl Tree {
         }
         let stream = self.store.stream(from.1)?;
         self.store.rename(from.1, to.1)?;
+        lock(&self.streams).rename(from.1, to.1);
         // First what was committed before, by other mounts, too.
         self.waiters.wake(&stream);
         self.waiters.end_those_of(&stream);
-        lock(&self.streams).rename(from.1, to.1);
         Ok(())
     }
 

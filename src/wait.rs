@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crate::disk::Real;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::open::Open;
 use crate::proc::Signalled;
 use crate::stream::{Glance, Stream, Tip, lock};
@@ -41,6 +41,13 @@ pub(crate) struct Waiter {
     /// With the thread it tells one wait from all others: a thread waits once at a time.
     since: Instant,
     wake: Wake,
+}
+
+impl Waiter {
+    /// It has seen all up to here in the stream's view.
+    fn view(&self) -> u64 {
+        self.open.base.saturating_add(self.offset)
+    }
 }
 
 /// Those who wait, by stream. The lock is never held while a stream or a process is looked at, which
@@ -104,7 +111,7 @@ impl Waiters {
     fn show(&self, stream: &Arc<Stream<Real>>, tip: Result<Tip>) {
         // An error is for them to see.
         let view = tip.map_or(u64::MAX, |tip| tip.view());
-        let ready = |waiter: &mut Waiter| waiter.open.base.saturating_add(waiter.offset) < view;
+        let ready = |waiter: &mut Waiter| waiter.view() < view;
         for waiter in self.take(stream, ready) {
             (waiter.wake)(&waiter.open, Why::More);
         }
@@ -146,19 +153,18 @@ impl Waiters {
             }
         }
         for stream in self.streams() {
-            match stream.glance() {
-                Ok(Glance::Nothing) => {}
-                Ok(Glance::Tip(tip)) => self.show(&stream, Ok(tip)),
+            let first = self.first(&stream);
+            match stream.glance(first) {
+                Glance::Nothing => {}
+                Glance::Tip(tip) => self.show(&stream, Ok(tip)),
                 // Whose lock somebody holds must not keep this thread from the others.
-                Ok(Glance::More) => {
+                Glance::More => {
                     let waiters = self.clone();
                     let wake = move || waiters.wake(&stream);
                     // Without a thread it is tried again at the next look.
                     drop(std::thread::Builder::new().spawn(wake));
                 }
-                // Removed, or renamed by another mount.
-                Err(Error::NotFound) => self.end_those_of(&stream),
-                Err(error) => self.show(&stream, Err(error)),
+                Glance::Gone => self.end_those_of(&stream),
             }
         }
     }
@@ -169,6 +175,13 @@ impl Waiters {
         for stream in self.streams() {
             self.end_those_of(&stream);
         }
+    }
+
+    /// What all who wait for more of a stream have seen of its view.
+    fn first(&self, stream: &Arc<Stream<Real>>) -> u64 {
+        let all = lock(&self.parked);
+        let here = all.get(&key(stream)).into_iter().flatten();
+        here.map(Waiter::view).min().unwrap_or(u64::MAX)
     }
 
     /// The streams that somebody waits for.

@@ -427,6 +427,61 @@ fn a_rename_keeps_nothing_from_who_waits() {
     }
 }
 
+/// What a stat saw nobody was woken for, and then the stream's files were closed for others.
+#[test]
+fn what_somebody_else_saw_comes_to_who_waits() {
+    let m = Mnt::new();
+    let s = m.stream("s");
+    append(s.join("events"), "first\n");
+    let others: Vec<_> = (0..560).map(|n| m.stream(format!("o{n}")).join("events")).collect();
+    let reader = Follower::cat(&s, "follow/next");
+    let second = Mnt::on(m.store(), &[]);
+    let there = second.path().join("s/events");
+    for n in 0..8 {
+        append(&there, format!("{n}\n"));
+        for path in std::iter::once(&s.join("events")).chain(&others) {
+            fs::metadata(path).unwrap();
+        }
+        reader.prints(&[&n.to_string()]);
+    }
+}
+
+/// An index that is another log's is believed in nothing, and what is damaged ends no daemon.
+#[test]
+fn who_follows_a_damaged_stream_gets_what_is_intact() {
+    let m = Mnt::new();
+    let s = three(&m);
+    m.stop();
+    let [log, index] = ["log", "index"].map(|name| {
+        let path = m.store().join("s").join(name);
+        File::options().write(true).open(path).unwrap()
+    });
+    log.write_all_at(b"?", 16).unwrap();
+    index.write_all_at(&7u64.to_le_bytes(), 8).unwrap();
+    index.write_all_at(&(1u64 << 40).to_le_bytes(), 16 + 2 * 8).unwrap();
+    m.restart();
+    let mut reader = Follower::cat(&s, "follow/2");
+    reader.prints(&["2"]);
+    reader.is_quiet(A_WHILE);
+    m.stop();
+    reader.ends_well();
+}
+
+/// A consumer may be started before its producer, also where it must not write.
+#[test]
+fn who_only_reads_may_wait_for_the_first_event() {
+    let m = Mnt::new();
+    fs::create_dir(m.store().join("s")).unwrap();
+    let read_only = Mnt::on(m.store(), &["-o", "ro"]);
+    let mut reader = Follower::cat(&read_only.path().join("s"), "follow/0");
+    reader.is_quiet(A_WHILE);
+    append(m.path().join("s/events"), "first\n");
+    reader.prints(&["first"]);
+    append(m.path().join("s/events"), "second\n");
+    reader.prints(&["second"]);
+    reader.is_quiet(ms(0));
+}
+
 /// Another stream has the name, and somebody holds its lock.
 #[test]
 fn a_stream_that_was_replaced_holds_up_no_other_wait() {
