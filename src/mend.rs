@@ -107,7 +107,7 @@ impl<D: Disk> Stream<D> {
         let tip = Tip { count: found.walk.whole, end: found.walk.end, time: found.walk.whole_time };
         let indexed = found.facts.indexed;
         match decide(found.facts) {
-            Decision::Lost => self.lose(files, indexed, found.walk.next, tip),
+            Decision::Lost => self.lose(files, found, tip),
             Decision::Use { .. } if self.shared.read_only => {
                 if indexed != Some(tip.count) {
                     files.counted = indexed.is_some();
@@ -285,20 +285,23 @@ impl<D: Disk> Stream<D> {
     }
 
     /// The disk lost acknowledged events: what is intact is `tip` and perhaps more behind it.
-    fn lose(&self, files: &mut Files<D>, indexed: Option<u64>, next: u64, tip: Tip) -> Result<Tip> {
+    fn lose(&self, files: &mut Files<D>, found: &Survey, tip: Tip) -> Result<Tip> {
+        let indexed = found.facts.indexed;
         // Another mount may see more of it, and append.
         files.counted = indexed.is_some();
         let count = indexed.map_or(tip.count, |count| count.max(tip.count));
         // What is left of a batch that lost its end is intact.
-        let lost = next.min(count);
+        let lost = found.walk.next.min(count);
         files.lost = Some(lost);
-        // Where the count covers what is not there, reading must come to it, and fail.
-        let missing = frame::OVERHEAD * (count - tip.count);
-        let mut end = tip.end + missing;
-        match indexed {
-            Some(_) => end = end.max(files.entry(count)?),
-            None => self.map_aside(files, Walk::default(), count)?,
-        }
+        let end = match count - lost {
+            _ if indexed.is_none() => {
+                self.map_aside(files, Walk::default(), count)?;
+                tip.end
+            }
+            0 => found.beyond,
+            // Where the count covers what is not there, reading must come to it, and fail.
+            missing => (found.beyond + frame::OVERHEAD * missing).max(files.entry(count)?),
+        };
         let what = "acknowledged events are missing or damaged; the stream takes no appends";
         (self.shared.log)(&files.damaged(lost, what).to_string());
         Ok(Tip { count, end, ..tip })

@@ -110,7 +110,6 @@ impl Tip {
 
 /// What a glance at a stream shows.
 pub(crate) enum Glance {
-    Tip(Tip),
     /// There is more than was seen, or an error; to see it somebody may have to be waited for.
     More,
     Nothing,
@@ -241,7 +240,7 @@ impl<D: Disk> Stream<D> {
             let stale = if self.shared.read_only {
                 let path = self.name().join("index");
                 // One that is there but does not count stays what it is until it does.
-                files.lost.is_none()
+                (files.lost.is_none() || files.counted)
                     && match (index.named, files.counted) {
                         (true, true) => false,
                         (true, false) => files.header()?.is_some(),
@@ -303,8 +302,8 @@ impl<D: Disk> Stream<D> {
         Ok(tip.view() > view || files.ended(tip.count).is_err())
     }
 
-    /// How much there is to see now, for who must not wait for anybody, and has seen all up to the
-    /// view offset `seen`. It opens nothing for good: that may take the log's lock.
+    /// Whether there is more than up to the view offset `seen`, for who must not wait for anybody. It
+    /// opens nothing for good: that may take the log's lock.
     pub(crate) fn glance(&self, seen: u64) -> Glance {
         let Ok(slot) = self.files.try_lock() else {
             // Somebody is opening them: the next time.
@@ -314,10 +313,14 @@ impl<D: Disk> Stream<D> {
         drop(slot);
         let named = |files: &Files<D>| self.disk().stat(&files.index).is_ok_and(|stat| stat.named);
         match files {
-            Some(files) if !files.counted && files.lost.is_some() => Glance::Nothing,
+            // It takes no events until it is another one.
+            Some(files) if !files.counted && files.lost.is_some() => self.glance_by_name(u64::MAX),
             Some(files) if files.counted && files.unmended.is_none() && named(&files) => {
                 self.used.store(true, Relaxed);
-                self.tip_of(&files).ok().flatten().map_or(Glance::More, Glance::Tip)
+                match self.tip_of(&files) {
+                    Ok(Some(tip)) if tip.view() <= seen => Glance::Nothing,
+                    _ => Glance::More,
+                }
             }
             // What somebody else came to know meanwhile.
             _ if tip.view() > seen => Glance::More,
@@ -330,20 +333,25 @@ impl<D: Disk> Stream<D> {
         let (disk, name, known) = (self.disk(), self.name(), self.identity());
         let open = |what| disk.open(&name.join(what), false);
         let none = |error: &std::io::Error| error.kind() == std::io::ErrorKind::NotFound;
+        let gone = || match self.name() == name {
+            true => Glance::Gone,
+            // Renamed here in this moment: who does that tells those who wait.
+            false => Glance::Nothing,
+        };
         let files = match (open("log"), open("index")) {
             // Where it may not be made there is none before the first writer comes.
             (Err(error), _) if none(&error) && (known != 0 || disk.identity(&name).is_err()) => {
-                return Glance::Gone;
+                return gone();
             }
             (Ok(log), index) => disk.stat(&log).map(|stat| (log, index, stat.identity)),
             (Err(error), _) => Err(error),
         };
         match files {
-            Ok((_, _, identity)) if ![0, identity].contains(&known) => Glance::Gone,
+            Ok((_, _, identity)) if ![0, identity].contains(&known) => gone(),
             Ok((log, Ok(index), identity)) => {
                 let files = (log, index);
-                let files = Files::new(self.shared.disk.clone(), name, false, files, identity);
-                match files.header() {
+                let disk = self.shared.disk.clone();
+                match Files::new(disk, name.clone(), false, files, identity).header() {
                     Ok(Some(count)) if count > seen => Glance::More,
                     _ => Glance::Nothing,
                 }
@@ -519,6 +527,10 @@ impl<D: Disk> Stream<D> {
                 Err(error) if out.is_empty() => return Err(error),
                 Err(_) => break,
             };
+            if skip >= line.len() {
+                // The end of a stream that lost events is a guess.
+                return Err(files.damaged(n, "it has no place in the log"));
+            }
             *cursor = Cursor(n, at);
             let end = line.len().min(skip + size - out.len());
             out.extend_from_slice(&line[skip..end]);

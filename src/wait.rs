@@ -7,10 +7,9 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crate::disk::Real;
-use crate::error::Result;
 use crate::open::Open;
 use crate::proc::Signalled;
-use crate::stream::{Glance, Stream, Tip, lock};
+use crate::stream::{Glance, Stream, lock};
 
 /// How often [`Waiters::look`] is to be called.
 pub const LOOKS_A_SECOND: u32 = 8;
@@ -102,15 +101,11 @@ impl Waiters {
 
     /// Answers those who wait for more of a stream, when there is.
     pub(crate) fn wake(&self, stream: &Arc<Stream<Real>>) {
-        let waiting = lock(&self.parked).get(&key(stream)).map_or(0, Vec::len);
-        if waiting > 0 {
-            self.show(stream, stream.tip());
+        if lock(&self.parked).get(&key(stream)).is_none_or(Vec::is_empty) {
+            return;
         }
-    }
-
-    fn show(&self, stream: &Arc<Stream<Real>>, tip: Result<Tip>) {
         // An error is for them to see.
-        let view = tip.map_or(u64::MAX, |tip| tip.view());
+        let view = stream.tip().map_or(u64::MAX, |tip| tip.view());
         let ready = |waiter: &mut Waiter| waiter.view() < view;
         for waiter in self.take(stream, ready) {
             (waiter.wake)(&waiter.open, Why::More);
@@ -153,10 +148,8 @@ impl Waiters {
             }
         }
         for stream in self.streams() {
-            let first = self.first(&stream);
-            match stream.glance(first) {
+            match stream.glance(self.first(&stream)) {
                 Glance::Nothing => {}
-                Glance::Tip(tip) => self.show(&stream, Ok(tip)),
                 // Whose lock somebody holds must not keep this thread from the others.
                 Glance::More => {
                     let waiters = self.clone();

@@ -768,7 +768,46 @@ fn a_count_inside_a_batch_without_its_end_is_a_loss() {
         let refused = stream.append(["more"], None);
         assert!(matches!(refused, Err(Error::Stopped { .. })), "{at} {end}: {refused:?}");
         assert_eq!(log.metadata().unwrap().len(), end * 25 + 25, "something was cut off");
+        // Whatever the index says of where the last one ends.
+        let lines: String = (0..=at).map(|n| event(n) + "\n").collect();
+        for says in [0u64, 1 << 40] {
+            index.write_all_at(&says.to_le_bytes(), entry_at(at)).unwrap();
+            let stream = Store::open(dir.path(), false).unwrap().stream("s").unwrap();
+            let read = |from, size| stream.read_view(from, size, &mut Cursor::default());
+            assert_eq!(read(0, 1000).map(|view| text(&view)), Ok(lines.clone()));
+            let behind = read(lines.len() as u64, 1000);
+            assert!(matches!(behind, Err(Error::Damaged { .. })), "{at} {end}: {behind:?}");
+        }
     }
+}
+
+/// The end of what is not there is a guess, and a reader may ask for any place before it.
+#[test]
+fn there_is_an_error_anywhere_before_the_end_of_what_is_lost() {
+    let (dir, log, index) = stream_of(4, |n| format!("event {n:02}"));
+    log.set_len(3 * 25).unwrap();
+    index.write_all_at(&(1u64 << 40).to_le_bytes(), entry_at(3)).unwrap();
+    let stream = Store::open(dir.path(), false).unwrap().stream("s").unwrap();
+    for from in [27, 28, 1000, 1 << 39] {
+        let read = stream.read_view(from, 10, &mut Cursor::default());
+        assert!(matches!(read, Err(Error::Damaged { .. })), "{from}: {read:?}");
+    }
+}
+
+/// Whoever only reads must not stay at what it found.
+#[test]
+fn a_stream_that_lost_events_is_looked_at_anew_when_its_index_is() {
+    let (dir, _log, index) = stream_of(3, |n| format!("event {n}"));
+    index.write_all_at(&4u64.to_le_bytes(), 0).unwrap();
+    let reader = Store::open(dir.path(), true).unwrap().stream("s").unwrap();
+    assert_eq!(reader.count(), Ok(4));
+    assert!(reader.event(3).is_err());
+    fs::remove_file(dir.path().join("s/index")).unwrap();
+    let writer = Store::open(dir.path(), false).unwrap().stream("s").unwrap();
+    assert_eq!(writer.append(["event 3"], None), Ok(3));
+    assert_eq!(reader.event(3).unwrap().bytes, b"event 3");
+    assert_eq!(writer.append(["event 4"], None), Ok(4));
+    assert_eq!(reader.count(), Ok(5));
 }
 
 /// The disk lost a megabyte of a log. Whoever reads all events one by one, as the README says, or
