@@ -359,7 +359,7 @@ const LATE: [(&str, u64); 6] = [
     ("failed sync not cut", 4_346),
     ("failed sync, its cut not synced", 29_501),
     ("first commit to another one's name", 4_622),
-    ("cut not synced", 74_856),
+    ("cut not synced", 128_005),
     ("names not synced when the first event is adopted", 26_837),
 ];
 /// A reader that falls into a trap sees a frame of this time, or looks for one by it, with or
