@@ -26,7 +26,7 @@ pub struct Open {
     kind: Kind,
     pub(crate) stream: Arc<Stream<Real>>,
     /// What it shows begins here in the stream's view; and how much of that, when it is fixed.
-    pub(crate) base: u64,
+    base: u64,
     len: u64,
     append: bool,
     /// Each write commits its complete lines.
@@ -213,6 +213,11 @@ impl Open {
 
     // ---- reading -----------------------------------------------------------------------------
 
+    /// Where `offset` is in the stream's view.
+    pub(crate) fn view(&self, offset: u64) -> u64 {
+        self.base.saturating_add(offset)
+    }
+
     /// Up to `size` bytes from `offset` on; fewer only at the end.
     fn read(&self, offset: u64, size: usize) -> Result<Vec<u8>> {
         match self.kind {
@@ -232,8 +237,7 @@ impl Open {
                 let left = usize::try_from(self.len.saturating_sub(offset)).unwrap_or(usize::MAX);
                 let size = size.min(left);
                 let mut cursor = lock(&self.reader).cursor;
-                let view = self.base.saturating_add(offset);
-                let bytes = self.stream.read_view(view, size, &mut cursor)?;
+                let bytes = self.stream.read_view(self.view(offset), size, &mut cursor)?;
                 let mut reader = lock(&self.reader);
                 reader.cursor = cursor;
                 reader.end = reader.end.max(offset.saturating_add(bytes.len() as u64));
@@ -307,7 +311,7 @@ impl Open {
 
     /// Whether there is something behind `offset`.
     fn more(&self, offset: u64) -> Result<bool> {
-        self.stream.more(self.base.saturating_add(offset))
+        self.stream.more(self.view(offset))
     }
 
     fn wait(self: &Arc<Self>, offset: u64, thread: Option<u32>, wake: Wake) {

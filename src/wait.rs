@@ -45,7 +45,7 @@ pub(crate) struct Waiter {
 impl Waiter {
     /// It has seen all up to here in the stream's view.
     fn view(&self) -> u64 {
-        self.open.base.saturating_add(self.offset)
+        self.open.view(self.offset)
     }
 }
 
