@@ -1,6 +1,7 @@
 //! Opening a stream: what is found of it, and the steps that [`crate::recover`] decides on.
 
 use std::io;
+use std::sync::atomic::Ordering::Relaxed;
 
 use crate::disk::Disk;
 use crate::error::{Error, Result};
@@ -96,8 +97,12 @@ impl<D: Disk> Stream<D> {
             disk.unlock(&files.log).map_err(self.os("log"))?;
         }
         let mut seen = lock(&self.tip);
-        if tip.count >= seen.count {
+        // What a lost stream was thought to hold ends with the loss: an append there would be over
+        // a hole.
+        let whole = files.lost.is_none();
+        if tip.count >= seen.count || (whole && self.guessed.load(Relaxed)) {
             *seen = tip;
+            self.guessed.store(!whole, Relaxed);
         }
         Ok(files)
     }

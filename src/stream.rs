@@ -142,6 +142,8 @@ pub struct Stream<D: Disk> {
     pub(crate) files: Mutex<Option<Arc<Files<D>>>>,
     pub(crate) used: AtomicBool,
     pub(crate) tip: Mutex<Tip>,
+    /// The tip is that of a stream that lost events. Changed with it.
+    pub(crate) guessed: AtomicBool,
     pub(crate) queue: Mutex<Queue<D>>,
     /// Held while the log changes.
     pub(crate) writer: Mutex<()>,
@@ -160,6 +162,7 @@ impl<D: Disk> Stream<D> {
             files: Mutex::new(None),
             used: AtomicBool::new(false),
             tip: Mutex::default(),
+            guessed: AtomicBool::new(false),
             queue: Mutex::new(Queue { jobs: VecDeque::new(), leading: false }),
             writer: Mutex::default(),
             room: Mutex::default(),

@@ -794,6 +794,23 @@ fn there_is_an_error_anywhere_before_the_end_of_what_is_lost() {
     }
 }
 
+/// What was thought to be there is not where the next event goes, in the same mount.
+#[test]
+fn a_stream_whose_lost_event_was_given_up_takes_the_next_one_in_its_place() {
+    let (dir, log, index) = stream_of(4, |n| format!("event {n}"));
+    log.write_all_at(&[0; 24], 3 * 24).unwrap();
+    let stream = Store::open(dir.path(), false).unwrap().stream("s").unwrap();
+    assert_eq!(stream.count(), Ok(4));
+    assert!(matches!(stream.append(["more"], None), Err(Error::Stopped { .. })));
+    drop(index);
+    fs::remove_file(dir.path().join("s/index")).unwrap();
+    assert_eq!(stream.count(), Ok(3));
+    assert_eq!(stream.append(["more"], None), Ok(3));
+    let again = Store::open(dir.path(), false).unwrap().stream("s").unwrap();
+    assert_eq!(again.count(), Ok(4));
+    assert_eq!(again.event(3).unwrap().bytes, b"more");
+}
+
 /// Whoever only reads must not stay at what it found.
 #[test]
 fn a_stream_that_lost_events_is_looked_at_anew_when_its_index_is() {
