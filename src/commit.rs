@@ -361,7 +361,11 @@ impl<D: Disk> Stream<D> {
         let _writer = lock(&self.writer);
         // Each turn finds what another process left; nobody can do that forever.
         for turn in 0..16 {
-            let files = self.files()?;
+            let mut files = self.files()?;
+            if files.lost.is_some() {
+                // It may have been given up meanwhile, and the index deleted.
+                files = self.files_and_tip()?.0;
+            }
             let stopped = lock(&self.shared.stopped).get(&files.identity).copied();
             let lost = files.lost.map(|_| "the disk lost acknowledged events");
             if let Some(why) = stopped.or(lost) {

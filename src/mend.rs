@@ -1,7 +1,6 @@
 //! Opening a stream: what is found of it, and the steps that [`crate::recover`] decides on.
 
 use std::io;
-use std::sync::atomic::Ordering::Relaxed;
 
 use crate::disk::Disk;
 use crate::error::{Error, Result};
@@ -58,6 +57,7 @@ impl<D: Disk> Stream<D> {
             log = open("log", write);
         }
         let log = log?;
+        let seen = *lock(&self.tip);
         let stat = || disk.stat(&log).map_err(self.os("log"));
         let (known, mut found) = (self.identity(), stat()?);
         if known != 0 && known != found.identity {
@@ -82,7 +82,9 @@ impl<D: Disk> Stream<D> {
             // All of the log would be read to know it.
             return Err(to_do());
         }
-        let survey = self.survey(&files, found.len)?;
+        // What was acknowledged is not to be forgotten with its index.
+        let shown = if known == found.identity && !seen.guessed { seen.count } else { 0 };
+        let survey = self.survey(&files, found.len, shown)?;
         let nothing = Decision::Use { adopt: false, cut: false };
         if !locked && decide(survey.facts) != nothing {
             return Err(to_do());
@@ -99,26 +101,26 @@ impl<D: Disk> Stream<D> {
         let mut seen = lock(&self.tip);
         // What a lost stream was thought to hold ends with the loss: an append there would be over
         // a hole.
-        let whole = files.lost.is_none();
-        if tip.count >= seen.count || (whole && self.guessed.load(Relaxed)) {
+        if tip.count >= seen.count || (seen.guessed && !tip.guessed) {
             *seen = tip;
-            self.guessed.store(!whole, Relaxed);
         }
         Ok(files)
     }
 
     /// Mends what can be, under the lock unless nothing is to be done.
     fn recover(&self, files: &mut Files<D>, found: &Survey, len: u64) -> Result<Tip> {
-        let tip = Tip { count: found.walk.whole, end: found.walk.end, time: found.walk.whole_time };
+        let Walk { whole: count, end, whole_time: time, .. } = found.walk;
+        let tip = Tip { count, end, time, guessed: false };
         let indexed = found.facts.indexed;
         match decide(found.facts) {
             Decision::Lost => self.lose(files, found, tip),
             Decision::Use { .. } if self.shared.read_only => {
-                if indexed != Some(tip.count) {
+                let guessed = indexed != Some(tip.count);
+                if guessed {
                     files.counted = indexed.is_some();
                     self.map_aside(files, found.start, tip.count)?;
                 }
-                Ok(tip)
+                Ok(Tip { guessed, ..tip })
             }
             Decision::Use { adopt, cut } => {
                 let mended = match files.write {
@@ -136,7 +138,7 @@ impl<D: Disk> Stream<D> {
                         files.counted = indexed.is_some();
                         files.unmended = Some(error);
                         let (end, time) = (found.beyond, found.start.time);
-                        return Ok(indexed.map_or(tip, |count| Tip { count, end, time }));
+                        return Ok(indexed.map_or(tip, |count| Tip { count, end, time, ..tip }));
                     }
                     mended => mended?,
                 }
@@ -186,7 +188,7 @@ impl<D: Disk> Stream<D> {
         Ok(())
     }
 
-    fn survey(&self, files: &Files<D>, len: u64) -> Result<Survey> {
+    fn survey(&self, files: &Files<D>, len: u64, shown: u64) -> Result<Survey> {
         let mut scan = files.scan(usize::try_from(len).map_or(PIECE, |len| len.min(PIECE)));
         let indexed = files.header()?;
         let start = files.last_sound(&mut scan, indexed.unwrap_or(0))?;
@@ -219,6 +221,7 @@ impl<D: Disk> Stream<D> {
         let lost = indexed.is_some_and(|count| walk.whole < count);
         let facts = Facts {
             indexed,
+            shown,
             whole: walk.whole,
             gap,
             clean: lost || files.zeros(&mut scan, walk.end, len)?,
@@ -309,6 +312,6 @@ impl<D: Disk> Stream<D> {
         };
         let what = "acknowledged events are missing or damaged; the stream takes no appends";
         (self.shared.log)(&files.damaged(lost, what).to_string());
-        Ok(Tip { count, end, ..tip })
+        Ok(Tip { count, end, guessed: true, ..tip })
     }
 }

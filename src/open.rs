@@ -311,7 +311,7 @@ impl Open {
 
     /// Whether there is something behind `offset`.
     fn more(&self, offset: u64) -> Result<bool> {
-        self.stream.more(self.view(offset))
+        Ok(self.view(offset) < self.stream.news()?)
     }
 
     fn wait(self: &Arc<Self>, offset: u64, thread: Option<u32>, wake: Wake) {

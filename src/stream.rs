@@ -2,10 +2,11 @@
 //!
 //! Readers take no lock: they believe the count, and check every frame.
 
+use std::cmp::Ordering;
 use std::collections::{HashMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
 use crate::commit::{Queue, Room};
 use crate::disk::Disk;
@@ -24,6 +25,15 @@ const BIG: u64 = 512 << 10;
 /// Locks, also after a panic: what is guarded is only ever replaced as a whole.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// As [`lock`]; None when somebody has it.
+fn try_lock<T>(mutex: &Mutex<T>) -> Option<MutexGuard<'_, T>> {
+    match mutex.try_lock() {
+        Err(TryLockError::WouldBlock) => None,
+        Err(TryLockError::Poisoned(guard)) => Some(guard.into_inner()),
+        Ok(guard) => Some(guard),
+    }
 }
 
 /// What all streams of a store share.
@@ -73,7 +83,7 @@ impl<D: Disk> Shared<D> {
             };
             // One that is being opened or closed right now is left to whoever does it.
             let idle = !oldest.used.swap(false, Relaxed);
-            let files = oldest.files.try_lock().ok().filter(|_| idle);
+            let files = try_lock(&oldest.files).filter(|_| idle);
             let closed = files.map(|mut files| *files = None).is_some();
             if !closed {
                 open.push_back(oldest);
@@ -100,6 +110,8 @@ pub(crate) struct Tip {
     pub(crate) end: u64,
     /// When the last one was committed, 0 when there is none.
     pub(crate) time: u64,
+    /// It may come to less: the disk lost some of them, or who only reads saw what is not counted.
+    pub(crate) guessed: bool,
 }
 
 impl Tip {
@@ -142,8 +154,6 @@ pub struct Stream<D: Disk> {
     pub(crate) files: Mutex<Option<Arc<Files<D>>>>,
     pub(crate) used: AtomicBool,
     pub(crate) tip: Mutex<Tip>,
-    /// The tip is that of a stream that lost events. Changed with it.
-    pub(crate) guessed: AtomicBool,
     pub(crate) queue: Mutex<Queue<D>>,
     /// Held while the log changes.
     pub(crate) writer: Mutex<()>,
@@ -162,7 +172,6 @@ impl<D: Disk> Stream<D> {
             files: Mutex::new(None),
             used: AtomicBool::new(false),
             tip: Mutex::default(),
-            guessed: AtomicBool::new(false),
             queue: Mutex::new(Queue { jobs: VecDeque::new(), leading: false }),
             writer: Mutex::default(),
             room: Mutex::default(),
@@ -233,27 +242,22 @@ impl<D: Disk> Stream<D> {
 
     // ---- reading -----------------------------------------------------------------------------
 
-    fn files_and_tip(self: &Arc<Self>) -> Result<(Arc<Files<D>>, Tip)> {
+    pub(crate) fn files_and_tip(self: &Arc<Self>) -> Result<(Arc<Files<D>>, Tip)> {
         // What is opened anew is right, unless it changed again.
         for turn in 0..3 {
             let files = self.files()?;
             let index = self.disk().stat(&files.index).map_err(self.os("index"))?;
-            // The index was deleted, or the stream. Where we may not make another, it is an old or
-            // a private one until there is one.
-            let stale = if self.shared.read_only {
-                let path = self.name().join("index");
-                // One that is there but does not count stays what it is until it does.
-                (files.lost.is_none() || files.counted)
-                    && match (index.named, files.counted) {
-                        (true, true) => false,
-                        (true, false) => files.header()?.is_some(),
-                        (false, _) => self.disk().identity(&path).is_ok(),
-                    }
-            } else if files.unmended.is_some() {
+            let stale = match (index.named, files.counted) {
                 // There may be room by now.
-                turn == 0
-            } else {
-                files.counted && !index.named
+                _ if files.unmended.is_some() => turn == 0,
+                (true, true) => false,
+                // One that does not count stays what it is until it does.
+                (true, false) => files.header()?.is_some(),
+                // The index was deleted, or the stream. Where we may not make another, it is an old
+                // or a private one until there is one.
+                (false, _) => {
+                    files.write || self.disk().identity(&self.name().join("index")).is_ok()
+                }
             };
             if !stale && let Some(tip) = self.tip_of(&files)? {
                 return Ok((files, tip));
@@ -273,9 +277,14 @@ impl<D: Disk> Stream<D> {
         let Some(count) = files.header()? else {
             return Ok(None);
         };
-        // Never less than was seen already: then the index was damaged meanwhile.
-        if count <= tip.count {
-            return Ok(Some(tip));
+        let lost = files.lost.is_some();
+        match count.cmp(&tip.count) {
+            // Never less than was seen already: then the index was damaged meanwhile.
+            Ordering::Less => return Ok(Some(tip)),
+            Ordering::Equal if tip.guessed == lost => return Ok(Some(tip)),
+            Ordering::Greater if !lost => {}
+            // What was seen came to nothing, and others appended in its place.
+            _ => return Ok(None),
         }
         // By its last event: the index may have a hole where that begins.
         let mut scan = files.scan(0);
@@ -289,7 +298,7 @@ impl<D: Disk> Stream<D> {
         };
         let mut seen = lock(&self.tip);
         if count > seen.count {
-            *seen = Tip { count, end: at + last.size(), time: last.time };
+            *seen = Tip { count, end: at + last.size(), time: last.time, guessed: false };
         }
         Ok(Some(*seen))
     }
@@ -299,16 +308,16 @@ impl<D: Disk> Stream<D> {
         Ok(self.files_and_tip()?.1)
     }
 
-    /// Whether there is anything to see behind the view offset `view`: more, or an error.
-    pub(crate) fn more(self: &Arc<Self>, view: u64) -> Result<bool> {
+    /// Whoever has seen less than this of the view has something to see: more, or an error.
+    pub(crate) fn news(self: &Arc<Self>) -> Result<u64> {
         let (files, tip) = self.files_and_tip()?;
-        Ok(tip.view() > view || files.ended(tip.count).is_err())
+        Ok(files.ended(tip.count).map_or(u64::MAX, |()| tip.view()))
     }
 
     /// Whether there is more than up to the view offset `seen`, for who must not wait for anybody. It
     /// opens nothing for good: that may take the log's lock.
     pub(crate) fn glance(&self, seen: u64) -> Glance {
-        let Ok(slot) = self.files.try_lock() else {
+        let Some(slot) = try_lock(&self.files) else {
             // Somebody is opening them: the next time.
             return Glance::Nothing;
         };
@@ -316,12 +325,12 @@ impl<D: Disk> Stream<D> {
         drop(slot);
         let named = |files: &Files<D>| self.disk().stat(&files.index).is_ok_and(|stat| stat.named);
         match files {
-            // It takes no events until it is another one.
-            Some(files) if !files.counted && files.lost.is_some() => self.glance_by_name(u64::MAX),
             Some(files) if files.counted && files.unmended.is_none() && named(&files) => {
                 self.used.store(true, Relaxed);
                 match self.tip_of(&files) {
-                    Ok(Some(tip)) if tip.view() <= seen => Glance::Nothing,
+                    Ok(Some(tip)) if tip.view() <= seen && files.ended(tip.count).is_ok() => {
+                        Glance::Nothing
+                    }
                     _ => Glance::More,
                 }
             }
@@ -336,10 +345,10 @@ impl<D: Disk> Stream<D> {
         let (disk, name, known) = (self.disk(), self.name(), self.identity());
         let open = |what| disk.open(&name.join(what), false);
         let none = |error: &std::io::Error| error.kind() == std::io::ErrorKind::NotFound;
-        let gone = || match self.name() == name {
-            true => Glance::Gone,
+        let gone = || match try_lock(&self.writer) {
+            Some(_) if self.name() == name => Glance::Gone,
             // Renamed here in this moment: who does that tells those who wait.
-            false => Glance::Nothing,
+            _ => Glance::Nothing,
         };
         let files = match (open("log"), open("index")) {
             // Where it may not be made there is none before the first writer comes.

@@ -105,8 +105,8 @@ impl Waiters {
             return;
         }
         // An error is for them to see.
-        let view = stream.tip().map_or(u64::MAX, |tip| tip.view());
-        let ready = |waiter: &mut Waiter| waiter.view() < view;
+        let news = stream.news().unwrap_or(u64::MAX);
+        let ready = |waiter: &mut Waiter| waiter.view() < news;
         for waiter in self.take(stream, ready) {
             (waiter.wake)(&waiter.open, Why::More);
         }

@@ -804,11 +804,68 @@ fn a_stream_whose_lost_event_was_given_up_takes_the_next_one_in_its_place() {
     assert!(matches!(stream.append(["more"], None), Err(Error::Stopped { .. })));
     drop(index);
     fs::remove_file(dir.path().join("s/index")).unwrap();
-    assert_eq!(stream.count(), Ok(3));
     assert_eq!(stream.append(["more"], None), Ok(3));
     let again = Store::open(dir.path(), false).unwrap().stream("s").unwrap();
     assert_eq!(again.count(), Ok(4));
     assert_eq!(again.event(3).unwrap().bytes, b"more");
+}
+
+/// With the index goes what the disk knew of them; a mount that has shown them still does.
+#[test]
+fn events_that_were_shown_and_got_lost_with_the_index_stop_the_stream() {
+    let event = |n| format!("event {n}");
+    let (dir, log, _index) = stream_of(4, event);
+    let store = Store::open(dir.path(), false).unwrap();
+    let stream = store.stream("s").unwrap();
+    assert_eq!(stream.count(), Ok(4));
+    let reader = Store::open(dir.path(), true).unwrap().stream("s").unwrap();
+    assert_eq!(reader.count(), Ok(4));
+    log.write_all_at(&[0; 2 * 24], 2 * 24).unwrap();
+    fs::remove_file(dir.path().join("s/index")).unwrap();
+    let refused = stream.append(["more"], None);
+    assert!(matches!(refused, Err(Error::Stopped { .. })), "over a hole: {refused:?}");
+    assert_eq!(stream.count(), Ok(4), "no less than before");
+    assert_eq!(stream.event(1).unwrap().bytes, b"event 1");
+    let lost = |stream: &Arc<Stream<Real>>, n| {
+        let event = stream.event(n);
+        assert!(matches!(event, Err(Error::Damaged { .. })), "{n}: {event:?}");
+    };
+    (2..4).for_each(|n| lost(&stream, n));
+    // The next mount knows nothing of them. Who has seen them sees what comes in their place.
+    let again = Store::open(dir.path(), false).unwrap().stream("s").unwrap();
+    assert_eq!(again.append(["longer than event 2"], None), Ok(2));
+    for stream in [&stream, &reader] {
+        assert_eq!(stream.count(), Ok(4));
+        assert_eq!(stream.event(2).unwrap().bytes, b"longer than event 2");
+        lost(stream, 3);
+    }
+    assert_eq!(again.append(["longer than event 3"], None), Ok(3));
+    for stream in [&stream, &reader] {
+        let view = stream.read_view(28, 1000, &mut Cursor::default()).unwrap();
+        assert_eq!(text(&view), "event 2\nlonger than event 3\n");
+    }
+    assert_eq!(again.append(["5th"], None), Ok(4));
+    assert_eq!(stream.append(["6th"], None), Ok(5), "nothing is missing now");
+    assert_eq!(reader.event(5).unwrap().bytes, b"6th");
+}
+
+/// The index was mislaid, not deleted: with it nothing is lost.
+#[test]
+fn a_stream_that_is_lost_without_its_index_is_looked_at_anew_with_it() {
+    for read_only in [true, false] {
+        let (dir, log, _index) = stream_of(6, |n| format!("event {n}"));
+        let [index, aside] = ["s/index", "aside"].map(|name| dir.path().join(name));
+        for damaged in [1, 3, 4] {
+            log.write_all_at(b"!", damaged * 24 + 20).unwrap();
+        }
+        fs::rename(&index, &aside).unwrap();
+        let stream = Store::open(dir.path(), read_only).unwrap().stream("s").unwrap();
+        assert_eq!(stream.count(), Ok(3), "two damaged ones hide all behind them");
+        assert!(stream.read(3).unwrap().all(|event| event.is_err()), "and it says so");
+        fs::rename(&aside, &index).unwrap();
+        assert_eq!(stream.count(), Ok(6));
+        assert_eq!(stream.event(5).unwrap().bytes, b"event 5");
+    }
 }
 
 /// Whoever only reads must not stay at what it found.

@@ -529,6 +529,30 @@ print(error(os.read, fd, 100))
     assert_eq!(ok(&python(&s, script)), "Input/output error\n");
 }
 
+/// What it waits at turns out not to be the end: it was counted too little, and lost.
+#[test]
+fn who_waits_at_the_end_of_a_stream_that_loses_events_is_told() {
+    let m = Mnt::new();
+    let s = three(&m);
+    let mut cat = Follower::cat(&s, "follow/beginning");
+    cat.prints(&["0", "1", "2"]);
+    let store = m.store().join("s");
+    let [log, index] = ["log", "index"].map(|name| {
+        let file = OpenOptions::new().write(true).open(store.join(name));
+        file.unwrap()
+    });
+    log.write_all_at(b"!", 18 + 16).unwrap();
+    index.write_all_at(&[0; 3 * 8], 16).unwrap();
+    cat.is_quiet(ms(500));
+    // Its files are closed where others are open, and found anew.
+    for n in 0..300 {
+        let other = m.stream(format!("other {n}"));
+        assert_eq!(read(other.join("count")), b"0\n");
+    }
+    assert_eq!(read(s.join("count")), b"3\n");
+    assert_eq!(cat.ends().code(), Some(1), "an error, not the end");
+}
+
 #[test]
 fn python_raises_keyboard_interrupt_out_of_a_wait() {
     let m = Mnt::new();

@@ -198,6 +198,7 @@ impl Sim {
         w.calm = calm;
         let blocked = w.faults > faults;
         let lost = hurt && stream.is_some_and(|stream| w.lost.contains(&(engine, stream)));
+        let rotten = stream.is_some_and(|stream| w.rotten.contains(&stream));
         drop(w);
         match (all, stream) {
             (Ok(all), Some(stream)) => {
@@ -211,7 +212,7 @@ impl Sim {
             (Err(_), _) if blocked => {}
             // It says so at the end, and not before. Of the last batch there may be a part.
             (Err(Error::Damaged { index, what, .. }), Some(stream))
-                if lost && index == some.len() as u64 && what == ENDED =>
+                if lost && index == some.len() as u64 && (what == ENDED || rotten) =>
             {
                 let last = some.last().map(|event| event.time);
                 some.retain(|event| Some(event.time) != last);
@@ -220,7 +221,7 @@ impl Sim {
                 }
             }
             // It saw what was left of a batch, which another one cut off meanwhile.
-            (Err(Error::Damaged { .. }), _) if hurt && engine == READER => {}
+            (Err(Error::Damaged { .. }), _) if (hurt || rotten) && engine == READER => {}
             (all, _) => {
                 let what = all.map_or_else(|error| error.to_string(), |_| "it is there".into());
                 self.fail(format!("reading {name} without faults: {what}"));

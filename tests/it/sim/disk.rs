@@ -342,8 +342,10 @@ pub(super) struct Climate {
     pub(super) names: usize,
     /// Of a hundred operations so many remove a stream, and so many rename one.
     pub(super) changes: usize,
-    /// Of a hundred operations so many unlink an index.
+    /// Of a hundred operations so many unlink an index,
     pub(super) unlinks: usize,
+    /// most of them because the disk lost what it counts.
+    pub(super) rots: bool,
     /// So many of the sectors that were written survive everywhere.
     luck: Option<Luck>,
 }
@@ -375,6 +377,7 @@ impl Climate {
             together: rng.one_of(&[1, 2, 4]),
             names: rng.one_of(&[1, 1, 2, 3, 5]),
             unlinks: rng.one_of(&[0, 2, 10]),
+            rots: rng.one_in(4),
             changes: 3,
             luck: rng.one_of(&[None, None, None, None, Some(Luck::All), Some(Luck::Most(8))]),
         };
@@ -450,6 +453,8 @@ pub(super) struct World {
     /// When an engine could not sync a log: it takes no more appends on that stream. When it could
     /// not sync an index: nobody does until it is synced.
     pub(super) broken: BTreeMap<(usize, u64), u64>,
+    /// Streams that the disk lost the end of, which was given up: who has seen it still shows it.
+    pub(super) rotten: BTreeSet<u64>,
     /// The engine found that the disk had lost events of the stream.
     pub(super) lost: BTreeSet<(usize, u64)>,
     pub(super) writes: u64,
@@ -497,6 +502,7 @@ impl World {
             names: BTreeMap::new(),
             robbed: BTreeSet::new(),
             broken: BTreeMap::new(),
+            rotten: BTreeSet::new(),
             lost: BTreeSet::new(),
             writes: 0,
             calls: 0,
@@ -571,6 +577,24 @@ impl World {
         let (dir, name) = self.place(path)?;
         self.change(dir, vec![(name, None)]);
         Ok(())
+    }
+    /// The disk loses what the log of a stream holds from `at` on.
+    pub(super) fn rot(&mut self, stream: u64, at: usize) {
+        let log = self.dirs[&stream].now["log"];
+        let inode = self.files.get_mut(&log).unwrap();
+        inode.cache[at..].fill(0);
+        inode.disk.clone_from(&inode.cache);
+        self.rotten.insert(stream);
+        self.grave += 1;
+        self.faults += 1;
+    }
+    /// Somebody deletes an index, durably.
+    pub(super) fn rob(&mut self, stream: u64) {
+        let dir = self.dirs.get_mut(&stream).unwrap();
+        dir.change(vec![("index".into(), None)]);
+        dir.disk.clone_from(&dir.now);
+        dir.changes.clear();
+        self.robbed.insert(stream);
     }
     /// Whether a crash leaves of a stream's log just what the page cache shows.
     pub(super) fn durable(&self, stream: u64) -> bool {

@@ -129,6 +129,16 @@ impl Model {
         }
     }
 
+    /// A stream has no more than so many events, whatever was acknowledged.
+    pub(super) fn give_up(&mut self, stream: u64, count: u64) {
+        for attempt in self.attempts.values_mut() {
+            if attempt.home == Some(stream) && attempt.place.is_some_and(|place| place >= count) {
+                (attempt.home, attempt.place, attempt.refused) = (None, None, true);
+            }
+        }
+        self.floors.insert(stream, count);
+    }
+
     /// Compares what a stream holds with what it must.
     pub(super) fn compare(
         &mut self,

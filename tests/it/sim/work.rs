@@ -8,7 +8,7 @@ use smolstore::batch::Shape;
 use smolstore::commit::Batch;
 use smolstore::{Error, Event, frame};
 
-use super::disk::{Hook, READER, Rng, SimDisk, lock};
+use super::disk::{ENGINES, Hook, READER, Rng, SimDisk, lock};
 use super::model::{Attempt, Sight, mark};
 use super::{Engine, Sim, Stream};
 
@@ -74,7 +74,13 @@ impl Sim {
                     inode.evict();
                 }
             }
-            _ if 90 + unlinks > roll && !nested => self.unlink(engine, name),
+            _ if 90 + unlinks > roll && !nested => {
+                if self.world().climate.rots && self.roll(4) > 0 {
+                    self.rot(name);
+                } else {
+                    self.unlink(engine, name);
+                }
+            }
             _ => self.append(engine, &store, name),
         }
     }
@@ -152,6 +158,7 @@ impl Sim {
         let line = self.hand_in(&stream, jobs);
         let quiet = self.quiet(&before);
         let home = (self.world().moves == before.moves).then_some(before.stream);
+        let rotten = self.rotten(engine, before.stream);
         let expected = self.expected(&line.order, count);
         for (id, (result, now)) in line.answers {
             self.note(format!("    {id:x}: {result:?}"));
@@ -162,6 +169,7 @@ impl Sim {
                 if result == Err(Error::Exists)
                     && let (Some(home), Some(guard)) = (home, guard)
                     && guard <= count
+                    && !rotten
                 {
                     // Whoever was faster is durable.
                     model.raise(home, guard + 1);
@@ -462,11 +470,10 @@ impl Sim {
         self.note(format!("  {engine} reads {name}"));
         let Ok(count) = stream.count() else { return };
         // Behind what is durable a reader saw what a crash left, which a disk may lose since.
-        let sure = match engine {
-            READER if self.stoppable(engine) => {
-                count.min(self.model(|model| model.floor(before.stream)))
-            }
-            _ => count,
+        let rotten = self.rotten(engine, before.stream);
+        let sure = match rotten || (engine == READER && self.stoppable(engine)) {
+            true => count.min(self.model(|model| model.floor(before.stream))),
+            false => count,
         };
         let mut seen: Vec<Event> = Vec::new();
         for _ in 0..4 {
@@ -493,7 +500,7 @@ impl Sim {
         if self.world().moves != before.moves {
             return;
         }
-        if engine != READER {
+        if engine != READER && !rotten {
             // What is counted is durable.
             self.model(|model| model.raise(before.stream, count));
         }
@@ -507,6 +514,10 @@ impl Sim {
             return;
         };
         self.world().count("reads compared");
+        if rotten && !quiet {
+            // Others may have come in the place of what it saw.
+            return;
+        }
         for event in seen {
             if all.get(event.index as usize) != Some(&event) {
                 let index = event.index;
@@ -582,6 +593,54 @@ impl Sim {
             w.note(format!("  unlink {name}/index"));
             w.count("indexes deleted");
         }
+    }
+
+    /// The disk loses the last batches of a stream; some engines see that, some do not. Then
+    /// somebody gives up what is lost, and deletes the index.
+    fn rot(&self, name: &str) {
+        let store = self.store(0);
+        let all = self.check_all(0, &store, name, Sight::Durable).unwrap_or_default();
+        drop(store);
+        let mut w = self.world();
+        let stream = w.dir(name).ok().filter(|stream| w.durable(*stream) && w.indexed(name));
+        let Some(stream) = stream.filter(|_| !all.is_empty()) else {
+            return;
+        };
+        // Whole ones: a torn one without an index is cut off, and for that see `unlink`.
+        let time = all[w.rng.below(all.len())].time;
+        let from = all.iter().take_while(|event| event.time < time).count();
+        w.rot(stream, all[..from].iter().map(|event| OVERHEAD + event.bytes.len()).sum());
+        w.note(format!("  {name} loses its events from {from} on"));
+        w.count("ends of streams that the disk lost");
+        w.calm = true;
+        drop(w);
+        for engine in 0..ENGINES {
+            if self.roll(2) == 0 {
+                self.note(format!("  {engine} reopens"));
+                self.stop(engine);
+                self.start(engine);
+            }
+            if self.roll(2) == 0
+                && let Some(store) = self.engine(engine)
+            {
+                let count = store.stream(name).and_then(|stream| stream.count());
+                self.note(format!("  {engine} counts {count:?}"));
+                if !count.as_ref().is_ok_and(|count| *count >= all.len() as u64) {
+                    self.fail(format!("{name} has {count:?} events now"));
+                }
+            }
+        }
+        self.model(|model| model.give_up(stream, from as u64));
+        let mut w = self.world();
+        w.calm = false;
+        w.rob(stream);
+        w.note(format!("  unlink {name}/index"));
+    }
+
+    /// An engine may still show what the disk has lost of a stream.
+    fn rotten(&self, engine: usize, stream: u64) -> bool {
+        // Whoever only reads does until there is another index.
+        self.world().rotten.contains(&stream) && (engine == READER || self.stoppable(engine))
     }
 
     fn remove(&self, engine: usize, store: &Engine, name: &str) {
