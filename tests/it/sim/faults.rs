@@ -313,6 +313,16 @@ const FAULTS: &[Fault] = &[
             "(true, false) => !fault!() && files.header()?.is_some(),",
         )],
     ),
+    fault(
+        "a lost stream's end kept when it was given up",
+        "mend.rs",
+        &[("(seen.guessed && !tip.guessed)", "false")],
+    ),
+    fault(
+        "what was shown forgotten with the index",
+        "recover.rs",
+        &[("_ if facts.whole < facts.shown =>", "_ if !fault!() && facts.whole < facts.shown =>")],
+    ),
     // ---- names, batches ----
     fault(
         "rename not synced",
