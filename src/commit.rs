@@ -25,6 +25,12 @@ use crate::stream::{Stream, Tip, lock};
 const LEADERS: usize = 72;
 /// So many may wait in the callers' threads for a log's lock to make room for a write.
 const RESERVING: usize = 8;
+/// The end of a log: a frame ends with a newline, and none follows.
+const END: [u8; 1 + frame::HEADER] = {
+    let mut end = [0; 1 + frame::HEADER];
+    end[0] = b'\n';
+    end
+};
 /// Batches in memory share a sync up to this many bytes of log; a larger one goes alone.
 const GROUP: u64 = 1 << 20;
 
@@ -393,10 +399,13 @@ impl<D: Disk> Stream<D> {
                         return Err(Error::NotFound);
                     }
                 }
-                let mut next = [0; frame::HEADER];
-                read_full(disk, &files.log, &mut next, tip.end).map_err(self.os("log"))?;
-                // Another one crashed in the middle of a commit, or the log was cut short.
-                ready = next == [0; frame::HEADER] && log.len >= tip.end;
+                let (mut around, first) = (END, usize::from(tip.end == 0));
+                let from = tip.end + first as u64 - 1;
+                let read = read_full(disk, &files.log, &mut around[first..], from);
+                read.map_err(self.os("log"))?;
+                // Another one crashed in the middle of a commit, or the log was cut short, or the
+                // disk lost what was there.
+                ready = around == END && log.len >= tip.end;
                 if ready {
                     *lock(&self.room) = Room { log: log.len, index: index.len };
                     let result = change(&files, tip);

@@ -57,7 +57,7 @@ impl<D: Disk> Stream<D> {
             log = open("log", write);
         }
         let log = log?;
-        let seen = *lock(&self.tip);
+        let before = *lock(&self.tip);
         let stat = || disk.stat(&log).map_err(self.os("log"));
         let (known, mut found) = (self.identity(), stat()?);
         if known != 0 && known != found.identity {
@@ -83,8 +83,8 @@ impl<D: Disk> Stream<D> {
             return Err(to_do());
         }
         // What was acknowledged is not to be forgotten with its index.
-        let shown = if known == found.identity && !seen.guessed { seen.count } else { 0 };
-        let survey = self.survey(&files, found.len, shown)?;
+        let acknowledged = known == found.identity && !before.guessed;
+        let survey = self.survey(&files, found.len, if acknowledged { before.count } else { 0 })?;
         let nothing = Decision::Use { adopt: false, cut: false };
         if !locked && decide(survey.facts) != nothing {
             return Err(to_do());
@@ -101,7 +101,7 @@ impl<D: Disk> Stream<D> {
         let mut seen = lock(&self.tip);
         // What a lost stream was thought to hold ends with the loss: an append there would be over
         // a hole.
-        if tip.count >= seen.count || (seen.guessed && !tip.guessed) {
+        if tip.count >= seen.count || seen.guessed {
             *seen = tip;
         }
         Ok(files)
@@ -114,24 +114,23 @@ impl<D: Disk> Stream<D> {
         let indexed = found.facts.indexed;
         match decide(found.facts) {
             Decision::Lost => self.lose(files, found, tip),
-            Decision::Use { .. } if self.shared.read_only => {
+            Decision::Use { .. } if !files.write => {
                 let guessed = indexed != Some(tip.count);
                 if guessed {
                     files.counted = indexed.is_some();
                     self.map_aside(files, found.start, tip.count)?;
                 }
+                if !self.shared.read_only {
+                    files.unmended = Some(Error::ReadOnly);
+                }
                 Ok(Tip { guessed, ..tip })
             }
             Decision::Use { adopt, cut } => {
-                let mended = match files.write {
-                    true => self.mend(files, found, tip, (adopt, cut), len),
-                    false => Err(Error::ReadOnly),
-                };
-                match mended {
+                match self.mend(files, found, tip, (adopt, cut), len) {
                     // Whoever only reads needs none of it, if what is read stays: what is counted,
                     // for that is what other mounts show.
-                    Err(error) if error.no_room() || error == Error::ReadOnly => {
-                        if indexed.is_none() && files.write {
+                    Err(error) if error.no_room() => {
+                        if indexed.is_none() {
                             // All of it is shown, and may be in the page cache only.
                             self.sync_log(files)?;
                         }
@@ -188,9 +187,10 @@ impl<D: Disk> Stream<D> {
         Ok(())
     }
 
-    fn survey(&self, files: &Files<D>, len: u64, shown: u64) -> Result<Survey> {
+    fn survey(&self, files: &Files<D>, len: u64, known: u64) -> Result<Survey> {
         let mut scan = files.scan(usize::try_from(len).map_or(PIECE, |len| len.min(PIECE)));
         let indexed = files.header()?;
+        let counted = indexed.unwrap_or(0).max(known);
         let start = files.last_sound(&mut scan, indexed.unwrap_or(0))?;
         let (mut walk, mut beyond, mut gap) = (start, start.at, false);
         loop {
@@ -202,9 +202,7 @@ impl<D: Disk> Stream<D> {
                 Ok(Found::Bad) if indexed.is_none() => scan.extent(walk.at)? as u64,
                 // What the count covers and a bad disk does not give is lost. Beyond the count
                 // nothing may be cut for that.
-                Err(Error::Os { errno, .. })
-                    if errno == libc::EIO && indexed.is_some_and(|count| walk.next < count) =>
-                {
+                Err(Error::Os { errno, .. }) if errno == libc::EIO && walk.next < counted => {
                     break;
                 }
                 found => {
@@ -218,13 +216,12 @@ impl<D: Disk> Stream<D> {
             gap = true;
             walk.skip(size, &behind);
         }
-        let lost = indexed.is_some_and(|count| walk.whole < count);
         let facts = Facts {
             indexed,
-            shown,
+            known,
             whole: walk.whole,
             gap,
-            clean: lost || files.zeros(&mut scan, walk.end, len)?,
+            clean: walk.whole < counted || files.zeros(&mut scan, walk.end, len)?,
             long: len > index::grown(walk.end + lock(&self.pending).0),
         };
         Ok(Survey { facts, start, walk, beyond })
@@ -243,10 +240,10 @@ impl<D: Disk> Stream<D> {
         };
         copy().map_err(files.os(&name))?;
         (self.shared.log)(&format!(
-            "stream {:?}: it has no index, and no batch follows its event {}: what lies there was \
-             cut off and is kept as {name:?} beside the log, at the offset it had",
+            "stream {:?}: it has no index, and no batch that is whole follows its {} events: what \
+             lies there was cut off and is kept as {name:?} beside the log, at the offset it had",
             files.title(),
-            i128::from(tip.count) - 1
+            tip.count
         ));
         Ok(())
     }
@@ -306,11 +303,19 @@ impl<D: Disk> Stream<D> {
                 self.map_aside(files, Walk::default(), count)?;
                 tip.end
             }
+            // All there are, but for what only this process knows of.
+            _ if count == tip.count => tip.end,
             0 => found.beyond,
             // Where the count covers what is not there, reading must come to it, and fail.
             missing => (found.beyond + frame::OVERHEAD * missing).max(files.entry(count)?),
         };
-        let what = "acknowledged events are missing or damaged; the stream takes no appends";
+        let what = match indexed {
+            Some(_) => "acknowledged events are missing or damaged; the stream takes no appends",
+            None => {
+                "events before it are missing or damaged, and without an index nothing says how \
+                     many there were; the stream takes no appends"
+            }
+        };
         (self.shared.log)(&files.damaged(lost, what).to_string());
         Ok(Tip { count, end, guessed: true, ..tip })
     }

@@ -18,7 +18,7 @@
 //! | absent, cut short of its header, or another log's | whole batches, or nothing, then zeros | adopt all: the index is rebuilt |
 //! | absent, or another log's     | whole batches, then anything else          | adopt, keep a copy of the rest beside the log, cut it: nothing says how much was acknowledged |
 //! | absent, or another log's     | a frame that does not check, a valid one directly behind | lost       |
-//! | any                          | fewer events than this process has shown already | lost: it knows what the index does not |
+//! | any                          | fewer events than this process knows of    | lost: they were acknowledged, whatever the index says |
 //!
 //! What the count covers and the disk does not give (EIO) is as lost as what does not check; an
 //! error beyond the count is the caller's, and nothing is changed for it. Where there is no room to
@@ -98,8 +98,8 @@ impl Walk {
 pub struct Facts {
     /// The count, when there is an index and it is this log's.
     pub indexed: Option<u64>,
-    /// So many events have been shown to users already.
-    pub shown: u64,
+    /// So many events this process knows to have been acknowledged, 0 when it knows nothing.
+    pub known: u64,
     /// Events up to the end of the last whole batch that a walk from the last sound entry reached.
     pub whole: u64,
     /// The walk went over a frame that does not check, to a valid one directly behind it.
@@ -129,7 +129,7 @@ pub fn decide(facts: Facts) -> Decision {
     match facts.indexed {
         Some(count) if facts.whole < count => Decision::Lost,
         None if facts.gap => Decision::Lost,
-        _ if facts.whole < facts.shown => Decision::Lost,
+        _ if facts.whole < facts.known => Decision::Lost,
         count => {
             Decision::Use { adopt: count != Some(facts.whole), cut: !facts.clean || facts.long }
         }
@@ -146,7 +146,7 @@ mod tests {
             for bits in 0..128u8 {
                 let facts = Facts {
                     indexed,
-                    shown: u64::from(bits >> 5),
+                    known: u64::from(bits >> 5),
                     whole: u64::from(bits >> 3 & 3),
                     gap: bits & 1 != 0,
                     clean: bits & 2 != 0,
@@ -154,13 +154,13 @@ mod tests {
                 };
                 match decide(facts) {
                     Decision::Lost => assert!(match indexed {
-                        _ if facts.shown > facts.whole => true,
+                        _ if facts.known > facts.whole => true,
                         Some(count) => count > facts.whole,
                         None => facts.gap,
                     }),
                     Decision::Use { adopt, cut } => {
                         assert!(indexed.is_none_or(|count| count <= facts.whole));
-                        assert!(facts.shown <= facts.whole);
+                        assert!(facts.known <= facts.whole);
                         assert!(indexed.is_some() || !facts.gap);
                         assert_eq!(adopt, indexed != Some(facts.whole));
                         assert_eq!(cut, !facts.clean || facts.long);

@@ -85,7 +85,7 @@ fn prepare(path: &Path, read_only: bool) -> Result<()> {
         let unfinished = name.as_encoded_bytes().starts_with(b".smolstore.");
         if name != "lost+found" && !unfinished {
             return Err(Error::Foreign(format!(
-                "{}: not a store and not empty: it holds {name:?}",
+                "{}: not a store, for it has no file .smolstore, and not empty: it holds {name:?}",
                 path.display()
             )));
         }

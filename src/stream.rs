@@ -98,8 +98,8 @@ impl<D: Disk> Shared<D> {
     }
 }
 
-/// Identity of the log, index, line.
-type Big = (u64, u64, Arc<[u8]>);
+/// Identity of the log, index, header of the frame, line.
+type Big = (u64, u64, [u8; frame::HEADER], Arc<[u8]>);
 
 /// The end of a stream.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -279,11 +279,11 @@ impl<D: Disk> Stream<D> {
         };
         let lost = files.lost.is_some();
         match count.cmp(&tip.count) {
-            // Never less than was seen already: then the index was damaged meanwhile.
+            // Never less than was seen already.
             Ordering::Less => return Ok(Some(tip)),
             Ordering::Equal if tip.guessed == lost => return Ok(Some(tip)),
             Ordering::Greater if !lost => {}
-            // What was seen came to nothing, and others appended in its place.
+            // What was seen is counted now, or came to nothing and others appended in its place.
             _ => return Ok(None),
         }
         // By its last event: the index may have a hole where that begins.
@@ -325,12 +325,11 @@ impl<D: Disk> Stream<D> {
         drop(slot);
         let named = |files: &Files<D>| self.disk().stat(&files.index).is_ok_and(|stat| stat.named);
         match files {
+            Some(files) if files.ended(tip.count).is_err() => Glance::More,
             Some(files) if files.counted && files.unmended.is_none() && named(&files) => {
                 self.used.store(true, Relaxed);
                 match self.tip_of(&files) {
-                    Ok(Some(tip)) if tip.view() <= seen && files.ended(tip.count).is_ok() => {
-                        Glance::Nothing
-                    }
+                    Ok(Some(tip)) if tip.view() <= seen => Glance::Nothing,
                     _ => Glance::More,
                 }
             }
@@ -599,16 +598,18 @@ impl<D: Disk> Stream<D> {
         at: u64,
     ) -> Result<Line<'a>> {
         let big = scan.extent(at)? as u64 >= BIG;
+        // Another event may have come in its place, and has another time.
+        let head = scan.fill(at, frame::HEADER)?.first_chunk().copied().unwrap_or_default();
         if big
-            && let Some((identity, index, line)) = &*lock(&self.shared.big)
-            && (*identity, *index) == (files.identity, n)
+            && let Some((identity, index, known, line)) = &*lock(&self.shared.big)
+            && (*identity, *index, *known) == (files.identity, n, head)
         {
             return Ok(Line::Big(line.clone()));
         }
         match scan.frame(n, at)? {
             Found::Frame(frame) if big => {
                 let line: Arc<[u8]> = frame.line.into();
-                *lock(&self.shared.big) = Some((files.identity, n, line.clone()));
+                *lock(&self.shared.big) = Some((files.identity, n, head, line.clone()));
                 Ok(Line::Big(line))
             }
             Found::Frame(frame) => Ok(Line::Small(frame.line)),

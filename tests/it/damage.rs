@@ -854,6 +854,36 @@ fn shown_and_lost(more: usize) {
     assert_eq!(reader.event(next + 1).unwrap().bytes, b"and on");
 }
 
+/// Another mount makes the index again in place: it stays a file of this one's.
+#[test]
+fn events_that_got_lost_with_the_header_of_the_index_are_not_appended_behind() {
+    let (dir, log, index) = stream_of(4, |n| format!("event {n}"));
+    let stream = Store::open(dir.path(), false).unwrap().stream("s").unwrap();
+    assert_eq!(stream.count(), Ok(4));
+    log.write_all_at(&[0; 24], 3 * 24).unwrap();
+    index.write_all_at(&[0; 16], 0).unwrap();
+    let other = Store::open(dir.path(), false).unwrap().stream("s").unwrap();
+    assert_eq!(other.count(), Ok(3));
+    let refused = stream.append(["more"], None);
+    assert!(matches!(refused, Err(Error::Stopped { .. })), "over a hole: {refused:?}");
+    assert_eq!(other.append(["more"], None), Ok(3));
+}
+
+/// What was read last is kept when it is large, but not for the event that comes in its place.
+#[test]
+fn a_large_event_in_the_place_of_a_lost_one_is_read_from_the_disk() {
+    const LEN: usize = 600_000;
+    let (dir, log, _index) = stream_of(1, |_| "old".repeat(LEN / 3));
+    let stream = Store::open(dir.path(), false).unwrap().stream("s").unwrap();
+    let view = || stream.read_view(300, 6, &mut Cursor::default()).unwrap();
+    assert_eq!(view(), b"oldold");
+    log.write_all_at(&vec![0; LEN + 17], 0).unwrap();
+    fs::remove_file(dir.path().join("s/index")).unwrap();
+    let again = Store::open(dir.path(), false).unwrap().stream("s").unwrap();
+    assert_eq!(again.append(["new".repeat(LEN / 3)], None), Ok(0));
+    assert_eq!(view(), b"newnew");
+}
+
 /// The index was mislaid, not deleted: with it nothing is lost.
 #[test]
 fn a_stream_that_is_lost_without_its_index_is_looked_at_anew_with_it() {

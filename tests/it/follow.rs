@@ -553,6 +553,22 @@ fn who_waits_at_the_end_of_a_stream_that_loses_events_is_told() {
     assert_eq!(cat.ends().code(), Some(1), "an error, not the end");
 }
 
+/// The last event and the index are gone, and nobody looks until the index is asked for.
+#[test]
+fn who_waits_behind_an_event_that_got_lost_with_the_index_is_told() {
+    let m = Mnt::new();
+    let s = three(&m);
+    let mut cat = Follower::cat(&s, "follow/beginning");
+    cat.prints(&["0", "1", "2"]);
+    let store = m.store().join("s");
+    let log = OpenOptions::new().write(true).open(store.join("log")).unwrap();
+    log.write_all_at(&[0; 18], 2 * 18).unwrap();
+    fs::remove_file(store.join("index")).unwrap();
+    cat.is_quiet(ms(500));
+    assert_eq!(read(s.join("count")), b"3\n");
+    assert_eq!(cat.ends().code(), Some(1), "an error, not the end");
+}
+
 #[test]
 fn python_raises_keyboard_interrupt_out_of_a_wait() {
     let m = Mnt::new();

@@ -97,9 +97,9 @@ fn walks(input: &mut Input<'_>) {
 fn table(facts: Facts) -> Decision {
     let rest = !facts.clean || facts.long;
     match (facts.indexed, facts.gap) {
-        // Fewer events than are counted, or were shown.
+        // Fewer events than are counted, or known of.
         (Some(n), _) if n > facts.whole => Decision::Lost,
-        _ if facts.shown > facts.whole => Decision::Lost,
+        _ if facts.known > facts.whole => Decision::Lost,
         // A frame that does not check, a valid one directly behind, and no count to say more.
         (None, true) => Decision::Lost,
         // As many as are counted.
@@ -117,7 +117,7 @@ fn decides(input: &mut Input<'_>) {
     };
     let facts = Facts {
         indexed: (how & 2 != 0).then_some(count),
-        shown: if how & 32 != 0 { input.byte().into() } else { 0 },
+        known: if how & 32 != 0 { input.byte().into() } else { 0 },
         whole,
         gap: how & 4 != 0,
         clean: how & 8 != 0,
@@ -146,7 +146,7 @@ fn recover(frames: &[Frame<'_>], from: usize, tail: Tail, indexed: Option<u64>) 
     let read = rest.iter().take_while(|frame| walk.step(frame)).count();
     let facts = Facts {
         indexed,
-        shown: 0,
+        known: 0,
         whole: walk.whole,
         gap: false,
         clean: read == rest.len() && !walk.inside && tail == Tail::Zeros,

@@ -124,7 +124,7 @@ const FAULTS: &[Fault] = &[
     fault(
         "leftovers not looked for",
         "commit.rs",
-        &[("next == [0; frame::HEADER] && log.len >= tip.end", "true")],
+        &[("around == END && log.len >= tip.end", "true")],
     ),
     // ---- locks and guards ----
     fault(
@@ -313,15 +313,11 @@ const FAULTS: &[Fault] = &[
             "(true, false) => !fault!() && files.header()?.is_some(),",
         )],
     ),
+    fault("a lost stream's end kept when it was given up", "mend.rs", &[("|| seen.guessed", "")]),
     fault(
-        "a lost stream's end kept when it was given up",
-        "mend.rs",
-        &[("(seen.guessed && !tip.guessed)", "false")],
-    ),
-    fault(
-        "what was shown forgotten with the index",
+        "what was acknowledged forgotten with the index",
         "recover.rs",
-        &[("_ if facts.whole < facts.shown =>", "_ if !fault!() && facts.whole < facts.shown =>")],
+        &[("_ if facts.whole < facts.known =>", "_ if !fault!() && facts.whole < facts.known =>")],
     ),
     // ---- names, batches ----
     fault(
