@@ -169,8 +169,9 @@ impl<D: Disk> Stream<D> {
             group.extend(queue.jobs.pop_front());
         }
         drop(queue);
-        // What was durable before this group.
-        let mut before = lock(&self.tip).count;
+        // What was durable before this group, as far as is known.
+        let known = Some(*lock(&self.tip)).filter(|tip| !tip.guessed);
+        let mut before = known.map_or(0, |tip| tip.count);
         let commit = || {
             self.locked(|files, tip| {
                 before = tip.count;

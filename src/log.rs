@@ -65,6 +65,11 @@ impl<D: Disk> Files<D> {
         }
     }
 
+    /// It waits for room to be recovered.
+    pub(crate) fn full(&self) -> bool {
+        self.unmended.as_ref().is_some_and(Error::no_room)
+    }
+
     pub(crate) fn title(&self) -> String {
         self.name.to_string_lossy().into_owned()
     }

@@ -118,7 +118,9 @@ impl<D: Disk> Stream<D> {
                 let guessed = indexed != Some(tip.count);
                 if guessed {
                     files.counted = indexed.is_some();
-                    self.map_aside(files, found.start, tip.count)?;
+                    let mapped = self.map_aside(files, found.start, tip.count);
+                    // Where nothing can be written at all entries are derived when met.
+                    mapped.or_else(|error| indexed.map(drop).ok_or(error))?;
                 }
                 if !self.shared.read_only {
                     files.unmended = Some(Error::ReadOnly);
@@ -309,12 +311,11 @@ impl<D: Disk> Stream<D> {
             // Where the count covers what is not there, reading must come to it, and fail.
             missing => (found.beyond + frame::OVERHEAD * missing).max(files.entry(count)?),
         };
-        let what = match indexed {
-            Some(_) => "acknowledged events are missing or damaged; the stream takes no appends",
-            None => {
-                "events before it are missing or damaged, and without an index nothing says how \
-                     many there were; the stream takes no appends"
-            }
+        let what = if found.facts.gap {
+            "events before it are missing or damaged, and without an index nothing says how many \
+             there were; the stream takes no appends"
+        } else {
+            "acknowledged events are missing or damaged; the stream takes no appends"
         };
         (self.shared.log)(&files.damaged(lost, what).to_string());
         Ok(Tip { count, end, guessed: true, ..tip })

@@ -174,7 +174,7 @@ impl Open {
             Kind::Events | Kind::Lines if !write || append => {}
             Kind::Count | Kind::From | Kind::At | Kind::Follow if !write => {}
             Kind::From | Kind::At if append || kind == Kind::At => {
-                match index.cmp(&stream.count()?) {
+                match index.cmp(&stream.taken()?) {
                     Ordering::Less => {
                         stream.refused(&Error::Exists);
                         return Err(Error::Exists);
@@ -366,7 +366,7 @@ impl Open {
         let mut push = || {
             // A commit in flight moves the guard.
             if let Some(guard) = writer.guard.filter(|_| writer.in_flight.is_empty())
-                && self.stream.count()? != guard
+                && self.stream.taken()? != guard
             {
                 return Err(Error::Exists);
             }

@@ -249,7 +249,7 @@ impl<D: Disk> Stream<D> {
             let index = self.disk().stat(&files.index).map_err(self.os("index"))?;
             let stale = match (index.named, files.counted) {
                 // There may be room by now.
-                _ if files.unmended.is_some() => turn == 0,
+                _ if files.full() => turn == 0,
                 (true, true) => false,
                 // One that does not count stays what it is until it does.
                 (true, false) => files.header()?.is_some(),
@@ -279,8 +279,9 @@ impl<D: Disk> Stream<D> {
         };
         let lost = files.lost.is_some();
         match count.cmp(&tip.count) {
-            // Never less than was seen already.
-            Ordering::Less => return Ok(Some(tip)),
+            // Never less than was seen already. What a lost stream's index counts is all that is known
+            // of it.
+            Ordering::Less if !(lost && tip.guessed) => return Ok(Some(tip)),
             Ordering::Equal if tip.guessed == lost => return Ok(Some(tip)),
             Ordering::Greater if !lost => {}
             // What was seen is counted now, or came to nothing and others appended in its place.
@@ -326,7 +327,7 @@ impl<D: Disk> Stream<D> {
         let named = |files: &Files<D>| self.disk().stat(&files.index).is_ok_and(|stat| stat.named);
         match files {
             Some(files) if files.ended(tip.count).is_err() => Glance::More,
-            Some(files) if files.counted && files.unmended.is_none() && named(&files) => {
+            Some(files) if files.counted && !files.full() && named(&files) => {
                 self.used.store(true, Relaxed);
                 match self.tip_of(&files) {
                     Ok(Some(tip)) if tip.view() <= seen => Glance::Nothing,
@@ -369,6 +370,15 @@ impl<D: Disk> Stream<D> {
             }
             // Without an index nobody has committed since it was deleted.
             _ => Glance::Nothing,
+        }
+    }
+
+    /// The count, for who is told that an index below it is taken: those events must not go.
+    pub(crate) fn taken(self: &Arc<Self>) -> Result<u64> {
+        let (files, tip) = self.files_and_tip()?;
+        match &files.unmended {
+            Some(error) if tip.guessed => Err(error.clone()),
+            _ => Ok(tip.count),
         }
     }
 

@@ -212,7 +212,7 @@ impl Sim {
             (Err(_), _) if blocked => {}
             // It says so at the end, and not before. Of the last batch there may be a part.
             (Err(Error::Damaged { index, what, .. }), Some(stream))
-                if lost && index == some.len() as u64 && (what == ENDED || rotten) =>
+                if index == some.len() as u64 && (lost && what == ENDED || hurt && rotten) =>
             {
                 let last = some.last().map(|event| event.time);
                 some.retain(|event| Some(event.time) != last);

@@ -633,8 +633,9 @@ impl Sim {
         self.model(|model| model.give_up(stream, from as u64));
         let mut w = self.world();
         w.calm = false;
-        w.rob(stream);
-        w.note(format!("  unlink {name}/index"));
+        let header = w.rng.one_in(2);
+        w.rob(stream, header);
+        w.note(format!("  {name}/index goes, or its header: {header}"));
     }
 
     /// An engine may still show what the disk has lost of a stream.
