@@ -590,20 +590,12 @@ impl World {
         self.grave += 1;
         self.faults += 1;
     }
-    /// Somebody deletes an index, durably; or only its header goes.
-    pub(super) fn rob(&mut self, stream: u64, header: bool) {
+    /// Somebody deletes an index, durably.
+    pub(super) fn rob(&mut self, stream: u64) {
         let dir = self.dirs.get_mut(&stream).unwrap();
-        if header {
-            let inode = self.files.get_mut(&dir.now["index"]).unwrap();
-            inode.cache[..16].fill(0);
-            inode.disk.clone_from(&inode.cache);
-            inode.dirty.clear();
-            inode.lens.clear();
-        } else {
-            dir.change(vec![("index".into(), None)]);
-            dir.disk.clone_from(&dir.now);
-            dir.changes.clear();
-        }
+        dir.change(vec![("index".into(), None)]);
+        dir.disk.clone_from(&dir.now);
+        dir.changes.clear();
         self.robbed.insert(stream);
     }
     /// Whether a crash leaves of a stream's log just what the page cache shows.

@@ -159,6 +159,7 @@ impl Sim {
         let quiet = self.quiet(&before);
         let home = (self.world().moves == before.moves).then_some(before.stream);
         let rotten = self.rotten(engine, before.stream);
+        let adrift = self.world().adrift[engine];
         let expected = self.expected(&line.order, count);
         for (id, (result, now)) in line.answers {
             self.note(format!("    {id:x}: {result:?}"));
@@ -170,8 +171,9 @@ impl Sim {
                     && let (Some(home), Some(guard)) = (home, guard)
                     && guard <= count
                     && !rotten
+                    && !adrift
                 {
-                    // Whoever was faster is durable.
+                    // Whoever was faster is durable; what one that is cut off adopted is not counted.
                     model.raise(home, guard + 1);
                 }
                 model.answered(id, &result, now, home)
@@ -633,9 +635,8 @@ impl Sim {
         self.model(|model| model.give_up(stream, from as u64));
         let mut w = self.world();
         w.calm = false;
-        let header = w.rng.one_in(2);
-        w.rob(stream, header);
-        w.note(format!("  {name}/index goes, or its header: {header}"));
+        w.rob(stream);
+        w.note(format!("  unlink {name}/index"));
     }
 
     /// An engine may still show what the disk has lost of a stream.
