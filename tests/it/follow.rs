@@ -120,6 +120,14 @@ fn three(m: &Mnt) -> std::path::PathBuf {
     s
 }
 
+/// That stream, and somebody who has read it and waits for more.
+fn waiting(m: &Mnt) -> (std::path::PathBuf, Follower) {
+    let s = three(m);
+    let cat = Follower::cat(&s, "follow/beginning");
+    cat.prints(&["0", "1", "2"]);
+    (s, cat)
+}
+
 fn threads(pid: u32) -> usize {
     fs::read_dir(format!("/proc/{pid}/task")).unwrap().count()
 }
@@ -533,9 +541,7 @@ print(error(os.read, fd, 100))
 #[test]
 fn who_waits_at_the_end_of_a_stream_that_loses_events_is_told() {
     let m = Mnt::new();
-    let s = three(&m);
-    let mut cat = Follower::cat(&s, "follow/beginning");
-    cat.prints(&["0", "1", "2"]);
+    let (s, mut cat) = waiting(&m);
     let store = m.store().join("s");
     let [log, index] = ["log", "index"].map(|name| {
         let file = OpenOptions::new().write(true).open(store.join(name));
@@ -557,9 +563,7 @@ fn who_waits_at_the_end_of_a_stream_that_loses_events_is_told() {
 #[test]
 fn who_waits_behind_an_event_that_got_lost_with_the_index_is_told() {
     let m = Mnt::new();
-    let s = three(&m);
-    let mut cat = Follower::cat(&s, "follow/beginning");
-    cat.prints(&["0", "1", "2"]);
+    let (s, mut cat) = waiting(&m);
     let store = m.store().join("s");
     let log = OpenOptions::new().write(true).open(store.join("log")).unwrap();
     log.write_all_at(&[0; 18], 2 * 18).unwrap();
