@@ -150,7 +150,7 @@ impl<D: Disk> Stream<D> {
 
     fn mend(
         &self,
-        files: &Files<D>,
+        files: &mut Files<D>,
         found: &Survey,
         tip: Tip,
         (adopt, cut): (bool, bool),
@@ -251,11 +251,15 @@ impl<D: Disk> Stream<D> {
     }
 
     /// Enters adopted events in the index, and moves the count.
-    fn count_in(&self, files: &Files<D>, found: &Survey, count: u64) -> Result<()> {
+    fn count_in(&self, files: &mut Files<D>, found: &Survey, count: u64) -> Result<()> {
         let (disk, indexed) = (self.disk(), found.facts.indexed);
-        if indexed.is_none() {
-            // Until all entries are there the index must not pass for ours.
-            disk.set_len(&files.index, 0).map_err(files.os("index"))?;
+        let stat = disk.stat(&files.index).map_err(files.os("index"))?;
+        if indexed.is_none() && stat.len > 0 {
+            // Until all entries are there it must not pass for ours, and who has it open is to see
+            // that it is another one: emptied in place, one that grew as long again would not tell.
+            let index = files.name.join("index");
+            disk.remove_file(&index).map_err(files.os("index"))?;
+            files.index = disk.open(&index, true).map_err(files.os("index"))?;
         }
         files.map(found.start.next, found.start.at, count)?;
         if indexed.unwrap_or(0) == 0 && count > 0 {

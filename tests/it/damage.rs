@@ -854,7 +854,7 @@ fn shown_and_lost(more: usize) {
     assert_eq!(reader.event(next + 1).unwrap().bytes, b"and on");
 }
 
-/// Another mount makes the index again in place: it stays a file of this one's.
+/// Another mount makes the index again: this one has the file that lost its header.
 #[test]
 fn events_that_got_lost_with_the_header_of_the_index_are_not_appended_behind() {
     let (dir, log, index) = stream_of(4, |n| format!("event {n}"));
@@ -867,6 +867,27 @@ fn events_that_got_lost_with_the_header_of_the_index_are_not_appended_behind() {
     let refused = stream.append(["more"], None);
     assert!(matches!(refused, Err(Error::Stopped { .. })), "over a hole: {refused:?}");
     assert_eq!(other.append(["more"], None), Ok(3));
+}
+
+/// It has as many events again before anybody looks: all of them are shown.
+#[test]
+fn as_many_events_in_the_place_of_lost_ones_are_shown_whole() {
+    for (read_only, whole) in [(false, false), (true, false), (false, true), (true, true)] {
+        let (dir, log, index) = stream_of(4, |n| format!("event {n}"));
+        let stream = Store::open(dir.path(), read_only).unwrap().stream("s").unwrap();
+        assert_eq!(stream.count(), Ok(4));
+        log.write_all_at(&[0; 24], 3 * 24).unwrap();
+        if whole {
+            fs::remove_file(dir.path().join("s/index")).unwrap();
+        } else {
+            index.write_all_at(&[0; 16], 0).unwrap();
+        }
+        let other = Store::open(dir.path(), false).unwrap().stream("s").unwrap();
+        assert_eq!(other.append(["longer than event 3"], None), Ok(3));
+        let view = stream.read_view(24, 99, &mut Cursor::default()).unwrap();
+        assert_eq!(text(&view), "longer than event 3\n", "{read_only} {whole}");
+        assert_eq!(stream.event(3).unwrap().bytes, b"longer than event 3");
+    }
 }
 
 /// What was read last is kept when it is large, but not for the event that comes in its place.

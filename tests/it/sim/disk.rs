@@ -448,7 +448,7 @@ pub(super) struct World {
     pub(super) moves: u64,
     /// The names each stream may have.
     pub(super) names: BTreeMap<u64, Vec<String>>,
-    /// Streams that somebody took the index from. No other one is ever without.
+    /// Streams that the index was taken from. No other one is ever without.
     pub(super) robbed: BTreeSet<u64>,
     /// When an engine could not sync a log: it takes no more appends on that stream. When it could
     /// not sync an index: nobody does until it is synced.
@@ -577,6 +577,10 @@ impl World {
     pub(super) fn unlink(&mut self, path: &Path) -> io::Result<()> {
         self.ino(path)?;
         let (dir, name) = self.place(path)?;
+        if name == "index" {
+            // Also by a removal: a crash may leave the log, with what a failed sync left there.
+            self.robbed.insert(dir);
+        }
         self.change(dir, vec![(name, None)]);
         Ok(())
     }
@@ -590,12 +594,18 @@ impl World {
         self.grave += 1;
         self.faults += 1;
     }
-    /// Somebody deletes an index, durably.
-    pub(super) fn rob(&mut self, stream: u64) {
+    /// An index is lost, durably: somebody deletes it, or its header goes.
+    pub(super) fn rob(&mut self, stream: u64, whole: bool) {
         let dir = self.dirs.get_mut(&stream).unwrap();
-        dir.change(vec![("index".into(), None)]);
-        dir.disk.clone_from(&dir.now);
-        dir.changes.clear();
+        if whole {
+            dir.change(vec![("index".into(), None)]);
+            dir.disk.clone_from(&dir.now);
+            dir.changes.clear();
+        } else {
+            let index = self.files.get_mut(&dir.now["index"]).unwrap();
+            index.cache[..16].fill(0);
+            *index = index.copy();
+        }
         self.robbed.insert(stream);
     }
     /// Whether a crash leaves of a stream's log just what the page cache shows.

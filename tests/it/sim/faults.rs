@@ -258,9 +258,9 @@ const FAULTS: &[Fault] = &[
         &[("files.sync_names()?;", "")],
     ),
     fault(
-        "rebuilt index not emptied first",
+        "index rebuilt in the place of the lost one",
         "mend.rs",
-        &[(r#"disk.set_len(&files.index, 0).map_err(files.os("index"))?;"#, "")],
+        &[("indexed.is_none() && stat.len > 0", "false")],
     ),
     fault(
         "rebuilt index not synced",

@@ -587,11 +587,9 @@ impl Sim {
         self.check(engine, &store, name, Sight::Durable);
         drop(store);
         let mut w = self.world();
-        let dir = w.dir(name).ok().filter(|dir| w.durable(*dir));
-        if let Some(dir) = dir
+        if w.dir(name).is_ok_and(|dir| w.durable(dir))
             && w.unlink(&Path::new(name).join("index")).is_ok()
         {
-            w.robbed.insert(dir);
             w.note(format!("  unlink {name}/index"));
             w.count("indexes deleted");
         }
@@ -635,8 +633,9 @@ impl Sim {
         self.model(|model| model.give_up(stream, from as u64));
         let mut w = self.world();
         w.calm = false;
-        w.rob(stream);
-        w.note(format!("  unlink {name}/index"));
+        let whole = w.rng.one_in(2);
+        w.rob(stream, whole);
+        w.note(format!("  lose {name}/index, {}", if whole { "whole" } else { "its header" }));
     }
 
     /// An engine may still show what the disk has lost of a stream.
