@@ -19,8 +19,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, UNIX_EPOCH};
 use tempfile::TempDir;
 
-const SECTOR: usize = 512;
-const BLOCK: usize = 4096;
+pub const SECTOR: usize = 512;
+pub const BLOCK: usize = 4096;
 
 /// What a disk holds; blocks of zeros are left out.
 #[derive(Clone, Default)]
@@ -126,8 +126,8 @@ impl Device {
     }
 
     /// The power fails as soon as so many writes wait to be flushed, or after a while: from then on
-    /// nobody gets an answer. Of those writes the sectors stay for which `stays(write, sector)`
-    /// holds; says how many there were. Go on with [`Device::off`].
+    /// nobody gets an answer. Of those writes the sectors stay for which `stays(write, byte)`
+    /// holds, with the first byte's place in the write; says how many there were. Go on with [`Device::off`].
     pub fn cut(&self, writes: usize, stays: impl Fn(usize, usize) -> bool) -> (Image, usize) {
         let (state, fewer) = (self.state(), |state: &mut State| state.cache.len() < writes);
         let limit = Duration::from_secs(1);
@@ -136,9 +136,9 @@ impl Device {
         state.held = true;
         let mut image = state.durable.clone();
         for (n, (at, bytes)) in state.cache.iter().enumerate() {
-            for (sector, bytes) in bytes.chunks(SECTOR).enumerate() {
-                if stays(n, sector) {
-                    image.put(at + (sector * SECTOR) as u64, bytes);
+            for (from, bytes) in (0..).step_by(SECTOR).zip(bytes.chunks(SECTOR)) {
+                if stays(n, from) {
+                    image.put(at + from as u64, bytes);
                 }
             }
         }
