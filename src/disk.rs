@@ -4,9 +4,11 @@
 //! simulated disk can stop the world between any two of them.
 
 use std::ffi::OsString;
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::os::unix::fs::{
+    DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown,
+};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -63,6 +65,8 @@ pub trait Disk: Send + Sync + 'static {
     fn remove_dir(&self, path: &Path) -> io::Result<()>;
     /// unlink(2).
     fn remove_file(&self, path: &Path) -> io::Result<()>;
+    /// Another file in the place of `old` at `path`, empty, of the same owner and mode.
+    fn replace(&self, path: &Path, old: &Self::File) -> io::Result<Self::File>;
     /// rename(2).
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
     /// fsync(2) of a directory: its names are durable.
@@ -207,6 +211,24 @@ impl Disk for Real {
 
     fn remove_file(&self, path: &Path) -> io::Result<()> {
         self.file(path, |path| fs::remove_file(path))
+    }
+
+    fn replace(&self, path: &Path, old: &File) -> io::Result<File> {
+        let old = old.metadata()?;
+        self.file(path, |path| {
+            // At most one is left behind, and not for long: whoever comes next needs it, too.
+            let new = path.with_extension("new");
+            let _ = fs::remove_file(&new);
+            let mut options = OpenOptions::new();
+            let file = options.read(true).write(true).create_new(true).mode(0o600).open(&new)?;
+            let made = fchown(&file, Some(old.uid()), Some(old.gid()))
+                .and_then(|()| file.set_permissions(Permissions::from_mode(old.mode() & 0o777)))
+                .and_then(|()| fs::rename(&new, path));
+            if made.is_err() {
+                let _ = fs::remove_file(&new);
+            }
+            made.map(|()| file)
+        })
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {

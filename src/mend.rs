@@ -96,6 +96,8 @@ impl<D: Disk> Stream<D> {
         // One that is made for us alone says nothing of what gets its name.
         *lock(&self.identity) = if found.named { found.identity } else { 0 };
         if locked {
+            // Whoever was cut off meanwhile has not made durable what it adopted.
+            disk.stat(&files.log).map_err(files.os("log"))?;
             disk.unlock(&files.log).map_err(self.os("log"))?;
         }
         let mut seen = lock(&self.tip);
@@ -234,13 +236,18 @@ impl<D: Disk> Stream<D> {
     fn keep(&self, files: &Files<D>, tip: Tip, len: u64) -> Result<()> {
         let disk = self.disk();
         let name = format!("cut-{}-{}", tip.end, disk.now());
+        let path = files.name.join(&name);
         let copy = || {
-            let file = disk.open(&files.name.join(&name), true)?;
+            let file = disk.open(&path, true)?;
             files.copy(tip.end, len, &file)?;
             disk.sync_all(&file)?;
             disk.sync_dir(&files.name)
         };
-        copy().map_err(files.os(&name))?;
+        copy().map_err(|error| {
+            // The next one to open the stream tries again: a full disk must not fill with halves.
+            let _ = disk.remove_file(&path);
+            files.os(&name)(error)
+        })?;
         (self.shared.log)(&format!(
             "stream {:?}: it has no index, and no batch that is whole follows its {} events: what \
              lies there was cut off and is kept as {name:?} beside the log, at the offset it had",
@@ -253,13 +260,16 @@ impl<D: Disk> Stream<D> {
     /// Enters adopted events in the index, and moves the count.
     fn count_in(&self, files: &mut Files<D>, found: &Survey, count: u64) -> Result<()> {
         let (disk, indexed) = (self.disk(), found.facts.indexed);
-        let stat = disk.stat(&files.index).map_err(files.os("index"))?;
-        if indexed.is_none() && stat.len > 0 {
-            // Until all entries are there it must not pass for ours, and who has it open is to see
-            // that it is another one: emptied in place, one that grew as long again would not tell.
-            let index = files.name.join("index");
-            disk.remove_file(&index).map_err(files.os("index"))?;
-            files.index = disk.open(&index, true).map_err(files.os("index"))?;
+        let index = files.name.join("index");
+        let fresh = count == 0 && disk.stat(&files.index).is_ok_and(|stat| stat.len == 0);
+        if indexed.is_none() && !fresh {
+            // Who has it open is to see that it is another one: in place, as many events as it had
+            // would look the same. That is what is left where the directory is not ours to change.
+            match disk.replace(&index, &files.index) {
+                Ok(other) => files.index = other,
+                // Until all entries are there it must not pass for ours.
+                Err(_) => disk.set_len(&files.index, 0).map_err(files.os("index"))?,
+            }
         }
         files.map(found.start.next, found.start.at, count)?;
         if indexed.unwrap_or(0) == 0 && count > 0 {

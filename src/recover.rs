@@ -15,7 +15,7 @@
 //! | counts n                     | n events (and whole batches), then a batch without its end, or anything but zeros | adopt, cut the rest: its commit was never acknowledged |
 //! | counts n                     | fewer than n events that check             | lost: the disk gave up acknowledged data; no appends, what is intact stays readable |
 //! | counts n                     | the n-th is inside a batch without its end | lost, too               |
-//! | absent, cut short of its header, or another log's | whole batches, or nothing, then zeros | adopt all: the index is rebuilt |
+//! | absent, cut short of its header, or another log's | whole batches, or nothing, then zeros | adopt all: the index is made again, as another file |
 //! | absent, or another log's     | whole batches, then anything else          | adopt, keep a copy of the rest beside the log, cut it: nothing says how much was acknowledged |
 //! | absent, or another log's     | a frame that does not check, a valid one directly behind | lost       |
 //! | any                          | fewer events than this process knows of    | lost: they were acknowledged, whatever the index says |

@@ -375,11 +375,17 @@ impl<D: Disk> Stream<D> {
 
     /// The count, for who is told that an index below it is taken: those events must not go.
     pub(crate) fn taken(self: &Arc<Self>) -> Result<u64> {
-        let (files, tip) = self.files_and_tip()?;
-        match &files.unmended {
-            Some(error) if tip.guessed => Err(error.clone()),
-            _ => Ok(tip.count),
+        let seen = || {
+            let (files, tip) = self.files_and_tip()?;
+            Ok((files.unmended.clone().filter(|_| tip.guessed), tip.count))
+        };
+        let mut found = seen()?;
+        if found.0.is_some() {
+            // What could not be written to may be by now.
+            self.close();
+            found = seen()?;
         }
+        found.0.map_or(Ok(found.1), Err)
     }
 
     /// The number of events.

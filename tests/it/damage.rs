@@ -12,9 +12,9 @@ use smolstore::index::{ENTRIES, entry_at};
 use smolstore::stream::Cursor;
 use smolstore::{Error, Event, Store, Stream};
 use std::collections::HashSet;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{Read, Write};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, chown, fchown};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -872,22 +872,59 @@ fn events_that_got_lost_with_the_header_of_the_index_are_not_appended_behind() {
 /// It has as many events again before anybody looks: all of them are shown.
 #[test]
 fn as_many_events_in_the_place_of_lost_ones_are_shown_whole() {
-    for (read_only, whole) in [(false, false), (true, false), (false, true), (true, true)] {
+    for turn in 0..6 {
+        let read_only = turn < 3;
         let (dir, log, index) = stream_of(4, |n| format!("event {n}"));
         let stream = Store::open(dir.path(), read_only).unwrap().stream("s").unwrap();
         assert_eq!(stream.count(), Ok(4));
         log.write_all_at(&[0; 24], 3 * 24).unwrap();
-        if whole {
-            fs::remove_file(dir.path().join("s/index")).unwrap();
-        } else {
-            index.write_all_at(&[0; 16], 0).unwrap();
+        match turn % 3 {
+            0 => fs::remove_file(dir.path().join("s/index")).unwrap(),
+            1 => index.write_all_at(&[0; 16], 0).unwrap(),
+            _ => index.set_len(0).unwrap(),
         }
         let other = Store::open(dir.path(), false).unwrap().stream("s").unwrap();
         assert_eq!(other.append(["longer than event 3"], None), Ok(3));
         let view = stream.read_view(24, 99, &mut Cursor::default()).unwrap();
-        assert_eq!(text(&view), "longer than event 3\n", "{read_only} {whole}");
+        assert_eq!(text(&view), "longer than event 3\n", "{turn}");
         assert_eq!(stream.event(3).unwrap().bytes, b"longer than event 3");
     }
+}
+
+/// Somebody's index, made again by root, is still theirs.
+#[test]
+fn an_index_that_is_made_again_keeps_its_owner_and_mode() {
+    let (dir, _log, index) = stream_of(4, |n| format!("event {n}"));
+    fchown(&index, Some(1234), Some(5678)).unwrap();
+    index.set_permissions(Permissions::from_mode(0o640)).unwrap();
+    index.write_all_at(&[0; 16], 0).unwrap();
+    let stream = Store::open(dir.path(), false).unwrap().stream("s").unwrap();
+    assert_eq!(stream.count(), Ok(4));
+    let made = fs::metadata(dir.path().join("s/index")).unwrap();
+    assert_eq!((made.uid(), made.gid(), made.mode() & 0o7777), (1234, 5678, 0o640));
+    assert_ne!(made.ino(), index.metadata().unwrap().ino(), "it is another one");
+}
+
+/// The directory of a stream may be closed to changes (chmod, chattr +i): it is read all the same.
+#[test]
+fn an_index_that_cannot_be_replaced_is_made_again_in_place() {
+    let (dir, _log, index) = stream_of(4, |n| format!("event {n}"));
+    index.write_all_at(&[0; 16], 0).unwrap();
+    let s = dir.path().join("s");
+    fs::set_permissions(&s, Permissions::from_mode(0o555)).unwrap();
+    fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).unwrap();
+    for file in ["log", "index"] {
+        chown(s.join(file), Some(1234), Some(1234)).unwrap();
+    }
+    let root = dir.path().to_path_buf();
+    let user = move || {
+        // Of this thread only, as libc's own call is not.
+        assert_eq!(unsafe { libc::syscall(libc::SYS_setresuid, 1234, 1234, 1234) }, 0);
+        let stream = Store::open(root, false).unwrap().stream("s").unwrap();
+        assert_eq!(stream.count(), Ok(4));
+        assert_eq!(stream.append(["more"], None), Ok(4));
+    };
+    std::thread::spawn(user).join().unwrap();
 }
 
 /// What was read last is kept when it is large, but not for the event that comes in its place.

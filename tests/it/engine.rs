@@ -117,6 +117,9 @@ impl Disk for Watched {
     fn remove_file(&self, path: &Path) -> io::Result<()> {
         self.real.remove_file(path)
     }
+    fn replace(&self, path: &Path, old: &Named) -> io::Result<Named> {
+        Ok(Named(self.real.replace(path, &old.0)?, old.1))
+    }
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         self.real.rename(from, to)
     }

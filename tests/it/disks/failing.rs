@@ -528,7 +528,8 @@ fn a_file_system_that_became_read_only_can_be_read() {
     }
     remount("rw");
     for s in [&whole, &behind, &bare] {
-        append(s.join("events"), "three\n");
+        assert_eq!(errno_of(try_append(s.join("from/1"), "refused\n")), libc::EEXIST);
+        append(s.join("from/2"), "three\n");
         assert_eq!(text(&read(s.join("events"))), "one\ntwo\nthree\n");
     }
 }

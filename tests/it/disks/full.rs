@@ -57,6 +57,39 @@ fn runs_out(m: &Mnt, kinds: &[&str], errno: &str, mut take: impl FnMut(), mut gi
     println!("{errno}: {rounds} rounds, {}", writers.report());
 }
 
+/// What recovery would keep has no room: it is read all the same, and takes nobody's room.
+#[test]
+fn what_cannot_be_kept_is_left_where_it_is() {
+    let disk = SmallDisk::new(48);
+    let store = disk.path().join("store");
+    fs::create_dir(&store).unwrap();
+    let m = Mnt::on(&store, &[]);
+    let [s, other] = ["s", "other"].map(|name| m.stream(name));
+    append(s.join("events"), "one\n");
+    append(other.join("events"), "one\n");
+    m.stop();
+    let mut log = File::options().append(true).open(store.join("s/log")).unwrap();
+    log.write_all(&[0xab; 16 << 20]).unwrap();
+    fs::remove_file(store.join("s/index")).unwrap();
+    let ballast = disk.path().join("ballast");
+    fs::write(&ballast, vec![1; 16 << 20]).unwrap();
+    m.restart();
+    let kept = || {
+        let names = fs::read_dir(store.join("s")).unwrap().map(|file| file.unwrap().file_name());
+        names.filter(|name| name.as_encoded_bytes().starts_with(b"cut-")).count()
+    };
+    for _ in 0..3 {
+        assert_eq!(text(&read(s.join("events"))), "one\n");
+        append(other.join("events"), "x".repeat(100_000) + "\n");
+        assert_eq!(errno_of(try_append(s.join("events"), "two\n")), libc::ENOSPC);
+        assert_eq!(kept(), 0);
+    }
+    fs::remove_file(ballast).unwrap();
+    append(s.join("events"), "two\n");
+    assert_eq!(text(&read(s.join("events"))), "one\ntwo\n");
+    assert_eq!(kept(), 1);
+}
+
 // ---- blocks ----------------------------------------------------------------------------------
 
 fn fills_up(of: (&str, u64)) {

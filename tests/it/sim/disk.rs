@@ -1134,6 +1134,21 @@ impl Disk for SimDisk {
         self.call(Kind::Make, what, |w, _| w.unlink(path))
     }
 
+    fn replace(&self, path: &Path, old: &SimFile) -> io::Result<SimFile> {
+        let what = || format!("replace {} {}", path.display(), old.ino);
+        self.call(Kind::Make, what, |w, _| {
+            if w.full && !w.calm {
+                w.inject(libc::ENOSPC, Kind::Make);
+                return errno(libc::ENOSPC);
+            }
+            let (dir, name) = w.place(path)?;
+            let (world, ino, handle) = (self.world.clone(), w.fresh(), w.fresh());
+            w.files.insert(ino, Inode::default());
+            w.change(dir, vec![(name, Some(ino))]);
+            Ok(SimFile { world, ino, handle })
+        })
+    }
+
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         let what = || format!("rename {} {}", from.display(), to.display());
         self.call(Kind::Make, what, |w, _| {

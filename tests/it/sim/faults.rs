@@ -260,7 +260,15 @@ const FAULTS: &[Fault] = &[
     fault(
         "index rebuilt in the place of the lost one",
         "mend.rs",
-        &[("indexed.is_none() && stat.len > 0", "false")],
+        &[(
+            "disk.replace(&index, &files.index)",
+            "if fault!() { Err(io::ErrorKind::Other.into()) } else { disk.replace(&index, &files.index) }",
+        )],
+    ),
+    fault(
+        "what was adopted believed without a look at the log",
+        "mend.rs",
+        &[(r#"disk.stat(&files.log).map_err(files.os("log"))?;"#, "")],
     ),
     fault(
         "rebuilt index not synced",
@@ -364,13 +372,17 @@ const FAULTS: &[Fault] = &[
 /// Seeds enough to find each of them.
 const SEEDS: u64 = 100_000;
 /// Where the search begins for those that are found late: at once there, until the engine changes.
-const LATE: [(&str, u64); 6] = [
-    ("index not written again after its sync failed", 9_459),
-    ("failed sync not cut", 4_346),
-    ("failed sync, its cut not synced", 52_998),
-    ("first commit to another one's name", 4_622),
-    ("cut not synced", 138_981),
-    ("names not synced when the first event is adopted", 26_837),
+const LATE: [(&str, u64); 10] = [
+    ("index not written again after its sync failed", 24_201),
+    ("failed sync not cut", 24_076),
+    ("failed sync, its cut not synced", 113_665),
+    ("commit to a log without a name", 5_514),
+    ("first commit to another one's name", 41_247),
+    ("cut not synced", 161_515),
+    ("names not synced when the first event is adopted", 26_957),
+    ("index rebuilt in the place of the lost one", 8_097),
+    ("what was adopted believed without a look at the log", 12_001),
+    ("rebuilt index not synced", 4_947),
 ];
 /// A reader that falls into a trap sees a frame of this time, or looks for one by it, with or
 /// without a fault.

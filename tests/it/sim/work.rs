@@ -159,7 +159,6 @@ impl Sim {
         let quiet = self.quiet(&before);
         let home = (self.world().moves == before.moves).then_some(before.stream);
         let rotten = self.rotten(engine, before.stream);
-        let adrift = self.world().adrift[engine];
         let expected = self.expected(&line.order, count);
         for (id, (result, now)) in line.answers {
             self.note(format!("    {id:x}: {result:?}"));
@@ -171,9 +170,8 @@ impl Sim {
                     && let (Some(home), Some(guard)) = (home, guard)
                     && guard <= count
                     && !rotten
-                    && !adrift
                 {
-                    // Whoever was faster is durable; what one that is cut off adopted is not counted.
+                    // Whoever was faster is durable.
                     model.raise(home, guard + 1);
                 }
                 model.answered(id, &result, now, home)
