@@ -106,13 +106,19 @@ impl<D: Disk> Files<D> {
 
     /// The count, when the index is this log's.
     pub(crate) fn header(&self) -> Result<Option<u64>> {
+        Ok(self.claim()?.1)
+    }
+
+    /// What the index counts, made for whatever log, and the count when it is this log's.
+    pub(crate) fn claim(&self) -> Result<(u64, Option<u64>)> {
         let mut header = [0; 16];
         let read = read_full(&*self.disk, &self.index, &mut header, 0).map_err(self.os("index"))?;
         let (words, _) = header.as_chunks();
         let [count, identity] = [words[0], words[1]].map(u64::from_le_bytes);
         // A count that no disk can hold is damage: then any that is more than there is will do.
         let count = count.min(1 << 48);
-        Ok((read == header.len() && identity == self.identity).then_some(count))
+        let ours = read == header.len() && identity == self.identity;
+        Ok((count, ours.then_some(count)))
     }
 
     /// Whether the log is zero from `from` up to `to`.
@@ -232,8 +238,9 @@ impl<D: Disk> Files<D> {
     /// The walk from event `n` on, when it begins at `at`, and the event before it at `before`: a
     /// frame that is valid for that one lies there and ends at `at`.
     fn sound(scan: &mut Scan<'_, D>, n: u64, before: u64, at: u64) -> Option<Walk> {
-        // One that cannot be read is no worse than one that is wrong.
+        // One that cannot be read is no worse than one that is wrong; see `entry` for 0.
         if before < at
+            && (before > 0 || n == 1)
             && scan.extent(before).is_ok_and(|size| before + size as u64 == at)
             && let Ok(Found::Frame(frame)) = scan.frame(n - 1, before)
         {

@@ -409,6 +409,10 @@ fn check(arguments: impl Iterator<Item = PathBuf>) -> Result<ExitCode, String> {
     let mut arguments = arguments.peekable();
     match arguments.peek().and_then(|first| first.to_str()) {
         Some("--") => drop(arguments.next()),
+        Some("-h" | "--help") => {
+            let _ = io::stdout().write_all(HELP.as_bytes());
+            return Ok(ExitCode::SUCCESS);
+        }
         Some(option) if option.starts_with('-') => {
             return Err(format!("check knows no option {option}\nTry 'smolstore --help'."));
         }

@@ -14,6 +14,8 @@ use crate::stream::{Stream, Tip, lock};
 /// What a walk over the end of a log found.
 struct Survey {
     facts: Facts,
+    /// What the index counts, also when it is another log's.
+    claimed: u64,
     /// The last place that the index is right about: the walk began there.
     start: Walk,
     /// Where it ended.
@@ -114,6 +116,14 @@ impl<D: Disk> Stream<D> {
         let Walk { whole: count, end, whole_time: time, .. } = found.walk;
         let tip = Tip { count, end, time, guessed: false };
         let indexed = found.facts.indexed;
+        if indexed.is_none() && found.claimed > count {
+            // It may be right, as that of a copy is, or have nothing to do with this log.
+            (self.shared.log)(&format!(
+                "stream {:?}: an index that was made for another log counts {} events, the log has {count}",
+                files.title(),
+                found.claimed
+            ));
+        }
         match decide(found.facts) {
             Decision::Lost => self.lose(files, found, tip),
             Decision::Use { .. } if !files.write => {
@@ -193,7 +203,7 @@ impl<D: Disk> Stream<D> {
 
     fn survey(&self, files: &Files<D>, len: u64, known: u64) -> Result<Survey> {
         let mut scan = files.scan(usize::try_from(len).map_or(PIECE, |len| len.min(PIECE)));
-        let indexed = files.header()?;
+        let (claimed, indexed) = files.claim()?;
         let counted = indexed.unwrap_or(0).max(known);
         let start = files.last_sound(&mut scan, indexed.unwrap_or(0))?;
         let (mut walk, mut beyond, mut gap) = (start, start.at, false);
@@ -228,7 +238,7 @@ impl<D: Disk> Stream<D> {
             clean: walk.whole < counted || files.zeros(&mut scan, walk.end, len)?,
             long: len > index::grown(walk.end + lock(&self.pending).0),
         };
-        Ok(Survey { facts, start, walk, beyond })
+        Ok(Survey { facts, claimed, start, walk, beyond })
     }
 
     /// Keeps what is to be cut off, for the day that somebody finds it was not garbage: without an

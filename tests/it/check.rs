@@ -96,6 +96,25 @@ fn each_fault_is_a_line_and_the_exit_status_1() {
     assert_eq!(out.status.code(), Some(1));
 }
 
+/// The copy of an index is not believed when the stream is used, but it tells how much was copied.
+#[test]
+fn a_copy_that_is_not_whole_is_a_fault() {
+    for (len, garbage, first, at) in
+        [(0, &b""[..], 0, 0), (99, b"", 5, 99), (99, b"garbage", 5, 99)]
+    {
+        let dir = store();
+        let s = dir.path().join("s");
+        let whole = fs::read(s.join("log")).unwrap();
+        fs::remove_file(s.join("log")).unwrap();
+        fs::write(s.join("log"), [&whole[..len], garbage].concat()).unwrap();
+        let out = check(dir.path(), &[]);
+        let what = "the log ends here, an index made for another log counts 10";
+        let expected = format!("stream \"s\", events {first} to 9 from byte {at}: {what}");
+        assert_eq!(lines(&out)[0], expected);
+        assert_eq!(out.status.code(), Some(1));
+    }
+}
+
 #[test]
 fn what_the_next_use_mends_is_no_fault() {
     let whole = fs::read(store().path().join("s/log")).unwrap();
@@ -236,14 +255,14 @@ fn what_is_intact_goes_to_a_new_stream_as_the_readme_says() {
     patch(&dir.path().join("s/log"), 21 + 16, b"O");
     let mnt = Mnt::on(dir.path(), &[]);
     let readme = include_str!("../../README.md");
-    let loops = readme.lines().find(|line| line.trim().starts_with("for ((n = 0;"));
-    let script = format!("mkdir new\n{}", loops.unwrap().replace("old/", "s/"));
+    let from = readme.find("    for ((n = 0;").unwrap();
+    let (loops, _) = readme[from..].split_once("\n\n").unwrap();
+    let script = format!("mkdir new\n{}", loops.replace("old/", "s/"));
     let out = crate::harness::sh("bash", &script, mnt.path());
     assert_eq!(text(&out.stdout), "event 1 is lost\n");
     let new = mnt.path().join("new");
-    // An empty event is none when it is written to `new`.
-    assert_eq!(count(&new), 8);
+    assert_eq!(count(&new), 9);
     let events = crate::harness::read(new.join("events"));
-    assert_eq!(events.len(), 5 + 4 + 5 + 5001 + 4 + 6 + 17 + 5);
-    assert_eq!(crate::harness::read(new.join("at/6")), b"eight\nand a half");
+    assert_eq!(events.len(), 5 + 4 + 1 + 5 + 5001 + 4 + 6 + 17 + 5);
+    assert_eq!(crate::harness::read(new.join("at/7")), b"eight\nand a half");
 }

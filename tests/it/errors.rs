@@ -258,6 +258,20 @@ fn eio_a_log_shorter_than_the_count_says() {
     }
 }
 
+/// A log that is gone or another one is begun, or taken as it is; what the index counts is said.
+#[test]
+fn a_log_that_has_less_than_an_index_of_another_one_counts_is_not_taken_in_silence() {
+    let m = orders();
+    let s = m.path().join("orders");
+    m.stop();
+    fs::remove_file(m.store().join("orders/log")).unwrap();
+    m.restart();
+    append(s.join("events"), "new\n");
+    assert_eq!(count(&s), 1);
+    let said = "stream \"orders\": an index that was made for another log counts 5 events";
+    assert_eq!(m.log().matches(&format!("{said}, the log has 0")).count(), 1, "{}", m.log());
+}
+
 #[test]
 fn an_index_can_be_deleted_or_be_anothers() {
     let all = "event 0\nevent 1\nevent 2\nevent 3\nevent 4\n";
