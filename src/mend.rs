@@ -297,8 +297,8 @@ impl<D: Disk> Stream<D> {
             }
             None => {
                 files.sync_index().inspect_err(|_| {
-                    // Not ours until it is durable.
-                    if disk.set_len(&files.index, 0).is_err() {
+                    // Not ours until it is durable: a torn batch would look like damage without it.
+                    if disk.set_len(&files.index, 0).is_err() && disk.remove_file(&index).is_err() {
                         self.stop(files, "its index failed to sync");
                     }
                 })?;

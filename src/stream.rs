@@ -255,8 +255,10 @@ impl<D: Disk> Stream<D> {
                 (true, false) => files.header()?.is_some(),
                 // The index was deleted, or the stream. Where we may not make another, it is an old
                 // or a private one until there is one.
-                (false, _) => {
-                    files.write || self.disk().identity(&self.name().join("index")).is_ok()
+                (false, counted) => {
+                    files.write
+                        || self.disk().identity(&self.name().join("index")).is_ok()
+                        || files.lost.map_or_else(|| self.gave_way(&files), |_| Ok(counted))?
                 }
             };
             if !stale && let Some(tip) = self.tip_of(&files)? {
@@ -266,6 +268,22 @@ impl<D: Disk> Stream<D> {
             self.close();
         }
         Err(self.os("index")(std::io::Error::other("it does not stay this stream's")))
+    }
+
+    /// Whether something else is where the last event was that we saw: the disk lost it, and others
+    /// appended there with an index that is gone as well. Ours may count half of their batches.
+    fn gave_way(&self, files: &Files<D>) -> Result<bool> {
+        let tip = *lock(&self.tip);
+        let Some(last) = tip.count.checked_sub(1) else {
+            return Ok(false);
+        };
+        let (mut scan, at) = (files.scan(0), files.entry(last)?);
+        let known = last == 0 || at > 0;
+        Ok(known
+            && match scan.frame(last, at) {
+                Ok(Found::Frame(frame)) => frame.time != tip.time,
+                found => found.is_ok(),
+            })
     }
 
     /// How much there is to see now; None when the index is not this log's any more.

@@ -891,6 +891,22 @@ fn as_many_events_in_the_place_of_lost_ones_are_shown_whole() {
     }
 }
 
+/// They are other batches, and their index is gone, too: who may not make one sees whole ones.
+#[test]
+fn batches_in_the_place_of_lost_ones_are_shown_whole_without_any_index() {
+    let (dir, log, _index) = stream_of(4, |n| format!("event {n}"));
+    let reader = Store::open(dir.path(), true).unwrap().stream("s").unwrap();
+    assert_eq!(reader.count(), Ok(4));
+    log.write_all_at(&[0; 24], 3 * 24).unwrap();
+    let index = dir.path().join("s/index");
+    fs::remove_file(&index).unwrap();
+    let other = Store::open(dir.path(), false).unwrap().stream("s").unwrap();
+    assert_eq!(other.append(["a batch", "of two"], None), Ok(3));
+    fs::remove_file(&index).unwrap();
+    assert_eq!(reader.count(), Ok(5));
+    assert_eq!(reader.event(4).unwrap().bytes, b"of two");
+}
+
 /// Somebody's index, made again by root, is still theirs.
 #[test]
 fn an_index_that_is_made_again_keeps_its_owner_and_mode() {
