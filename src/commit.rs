@@ -230,7 +230,10 @@ impl<D: Disk> Stream<D> {
                     return Err(Error::Stopped { stream: self.title(), why });
                 };
                 new.count += events;
-                new.time = self.disk().now().max(later);
+                let now = self.disk().now();
+                // Where the clock is behind, too, each attempt has a time of its own: of two whose
+                // syncs failed a crash may leave sectors of both, which must not make one batch.
+                new.time = if now < later { later.saturating_add(now % 1024) } else { now };
             }
             let (last, time) = (new.count, new.time);
             Ok(Place { first, last, time })

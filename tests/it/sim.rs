@@ -428,7 +428,7 @@ pub fn env(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
 }
 
-const FOUND: [u64; 5] = [
+const FOUND: [u64; 8] = [
     // A full disk: one mount showed what it had found but could not adopt, the others did not.
     1_795_454_395_135_124_489,
     // The first sync of an index failed, the next did not: a crash left a torn batch and no index.
@@ -440,6 +440,12 @@ const FOUND: [u64; 5] = [
     // The index counted too little, and a read failed before recovery came to the others: whoever
     // read to the end was not told that there had been more.
     1_795_646_102_000_026_295,
+    // A reader went by an index that was gone, over batches in the place of those that got lost.
+    1_795_684_667_000_007_411,
+    // A rebuilt index could neither be synced nor emptied, and another mount took it for durable.
+    1_795_685_565_000_021_369,
+    // The clock was behind: two batches whose syncs failed had one time, and a crash mixed them.
+    1_795_685_892_000_160_251,
 ];
 
 #[test]
