@@ -232,13 +232,16 @@ impl<D: Disk> Check<'_, D> {
             self.fault(whole, count - 1, end, "the index counts it, but its batch has no end");
             return Ok(());
         }
-        let (claimed, _) = self.files.claim()?;
-        if indexed.is_none() && claimed > whole {
-            // That of a copy is right, though no use of the stream goes by it.
-            let what = format!("the log ends here, an index made for another log counts {claimed}");
-            self.fault(whole, claimed - 1, end, &what);
-        } else if indexed.is_none() && whole > 0 {
-            self.note("it has no index of its own, as in a copy: the next use makes one");
+        if indexed.is_none() {
+            let (claimed, _) = self.files.claim()?;
+            if claimed > whole {
+                // That of a copy is right, though no use of the stream goes by it.
+                let what =
+                    format!("the log ends here, an index made for another log counts {claimed}");
+                self.fault(whole, claimed - 1, end, &what);
+            } else if whole > 0 {
+                self.note("it has no index of its own, as in a copy: the next use makes one");
+            }
         }
         if whole > count {
             self.note(&format!(

@@ -592,6 +592,11 @@ fn stream_of(count: u64, event: impl Fn(u64) -> String) -> (TempDir, File, File)
     (dir, files.0, files.1)
 }
 
+/// That stream, by a mount of its own.
+fn opened(store: &Path, read_only: bool) -> Arc<Stream<Real>> {
+    Store::open(store, read_only).unwrap().stream("s").unwrap()
+}
+
 /// The states that src/recover.rs lists, one by one: each index with each log.
 #[test]
 fn each_state_of_log_and_index_becomes_what_the_table_says() {
@@ -648,7 +653,7 @@ fn each_state_of_log_and_index_becomes_what_the_table_says() {
         let found = fs::read(dir.path().join("s/log")).unwrap();
         let state = format!("log {log_is}, index {index_is}");
         for read_only in [true, false] {
-            let stream = Store::open(dir.path(), read_only).unwrap().stream("s").unwrap();
+            let stream = opened(dir.path(), read_only);
             assert_eq!(stream.count(), Ok(count), "{state}");
             let bad = |n| log_is == 7 && n == 1 || count == 4 && n == 3 && matches!(log_is, 5 | 6);
             for n in 0..count {
@@ -697,7 +702,7 @@ fn what_is_intact_behind_damage_and_a_hole_is_found_by_any_entry() {
         let zeros = vec![0; 8 * (COUNT - hole) as usize];
         index.write_all_at(&zeros, entry_at(hole)).unwrap();
         for read_only in [true, false] {
-            let stream = Store::open(dir.path(), read_only).unwrap().stream("s").unwrap();
+            let stream = opened(dir.path(), read_only);
             for n in 0..COUNT {
                 let found = stream.event(n).map(|event| String::from_utf8(event.bytes).unwrap());
                 if n == bad || n == bad + 1 {
@@ -740,7 +745,7 @@ fn a_stream_of_the_last_time_there_is_takes_no_appends() {
     frame.clear();
     smolstore::frame::encode(&mut frame, 2, u64::MAX - 1, true, true, b"late");
     log.write_all_at(&frame, 36).unwrap();
-    let stream = Store::open(dir.path(), false).unwrap().stream("s").unwrap();
+    let stream = opened(dir.path(), false);
     assert_eq!(stream.append(["last"], None), Ok(3));
     assert_eq!(stream.event(3).map(|event| event.time), Ok(u64::MAX));
     assert!(stream.append(["more"], None).is_err());
@@ -752,7 +757,7 @@ fn a_count_inside_a_batch_without_its_end_is_a_loss() {
     let event = |n: u64| format!("event {n:02}");
     for (at, end) in (4..7).flat_map(|at| (at..7).map(move |end| (at, end))) {
         let (dir, log, index) = stream_of(4, event);
-        let stream = Store::open(dir.path(), false).unwrap().stream("s").unwrap();
+        let stream = opened(dir.path(), false);
         stream.append((4..8).map(event), None).unwrap();
         drop(stream);
         log.set_len(end * 25 + 25).unwrap();
@@ -762,7 +767,7 @@ fn a_count_inside_a_batch_without_its_end_is_a_loss() {
         store.check("s", &mut |finding| found.push(finding), &mut |_, _| {}).unwrap();
         let what = "the index counts it, but its batch has no end".to_string();
         assert_eq!(found, [Finding::Fault { first: 4, last: at, at: 100, what }]);
-        let stream = Store::open(dir.path(), false).unwrap().stream("s").unwrap();
+        let stream = opened(dir.path(), false);
         assert_eq!(stream.count(), Ok(at + 1));
         assert!((0..=at).all(|n| stream.event(n).unwrap().bytes == event(n).as_bytes()));
         let refused = stream.append(["more"], None);
@@ -772,7 +777,7 @@ fn a_count_inside_a_batch_without_its_end_is_a_loss() {
         let lines: String = (0..=at).map(|n| event(n) + "\n").collect();
         for says in [0u64, 1 << 40] {
             index.write_all_at(&says.to_le_bytes(), entry_at(at)).unwrap();
-            let stream = Store::open(dir.path(), false).unwrap().stream("s").unwrap();
+            let stream = opened(dir.path(), false);
             let read = |from, size| stream.read_view(from, size, &mut Cursor::default());
             assert_eq!(read(0, 1000).map(|view| text(&view)), Ok(lines.clone()));
             let behind = read(lines.len() as u64, 1000);
@@ -787,7 +792,7 @@ fn there_is_an_error_anywhere_before_the_end_of_what_is_lost() {
     let (dir, log, index) = stream_of(4, |n| format!("event {n:02}"));
     log.set_len(3 * 25).unwrap();
     index.write_all_at(&(1u64 << 40).to_le_bytes(), entry_at(3)).unwrap();
-    let stream = Store::open(dir.path(), false).unwrap().stream("s").unwrap();
+    let stream = opened(dir.path(), false);
     for from in [27, 28, 1000, 1 << 39] {
         let read = stream.read_view(from, 10, &mut Cursor::default());
         assert!(matches!(read, Err(Error::Damaged { .. })), "{from}: {read:?}");
@@ -799,13 +804,13 @@ fn there_is_an_error_anywhere_before_the_end_of_what_is_lost() {
 fn a_stream_whose_lost_event_was_given_up_takes_the_next_one_in_its_place() {
     let (dir, log, index) = stream_of(4, |n| format!("event {n}"));
     log.write_all_at(&[0; 24], 3 * 24).unwrap();
-    let stream = Store::open(dir.path(), false).unwrap().stream("s").unwrap();
+    let stream = opened(dir.path(), false);
     assert_eq!(stream.count(), Ok(4));
     assert!(matches!(stream.append(["more"], None), Err(Error::Stopped { .. })));
     drop(index);
     fs::remove_file(dir.path().join("s/index")).unwrap();
     assert_eq!(stream.append(["more"], None), Ok(3));
-    let again = Store::open(dir.path(), false).unwrap().stream("s").unwrap();
+    let again = opened(dir.path(), false);
     assert_eq!(again.count(), Ok(4));
     assert_eq!(again.event(3).unwrap().bytes, b"more");
 }
@@ -822,7 +827,7 @@ fn shown_and_lost(more: usize) {
     let store = Store::open(dir.path(), false).unwrap();
     let stream = store.stream("s").unwrap();
     assert_eq!(stream.count(), Ok(4));
-    let reader = Store::open(dir.path(), true).unwrap().stream("s").unwrap();
+    let reader = opened(dir.path(), true);
     assert_eq!(reader.count(), Ok(4));
     log.write_all_at(&[0; 2 * 24], 2 * 24).unwrap();
     fs::remove_file(dir.path().join("s/index")).unwrap();
@@ -836,7 +841,7 @@ fn shown_and_lost(more: usize) {
     };
     (2..4).for_each(|n| lost(&stream, n));
     // The next mount knows nothing of them. Who has seen them sees what comes in their place.
-    let again = Store::open(dir.path(), false).unwrap().stream("s").unwrap();
+    let again = opened(dir.path(), false);
     assert_eq!(again.append(["longer than event 2"], None), Ok(2));
     for stream in [&stream, &reader] {
         assert_eq!(stream.count(), Ok(4));
@@ -858,11 +863,11 @@ fn shown_and_lost(more: usize) {
 #[test]
 fn events_that_got_lost_with_the_header_of_the_index_are_not_appended_behind() {
     let (dir, log, index) = stream_of(4, |n| format!("event {n}"));
-    let stream = Store::open(dir.path(), false).unwrap().stream("s").unwrap();
+    let stream = opened(dir.path(), false);
     assert_eq!(stream.count(), Ok(4));
     log.write_all_at(&[0; 24], 3 * 24).unwrap();
     index.write_all_at(&[0; 16], 0).unwrap();
-    let other = Store::open(dir.path(), false).unwrap().stream("s").unwrap();
+    let other = opened(dir.path(), false);
     assert_eq!(other.count(), Ok(3));
     let refused = stream.append(["more"], None);
     assert!(matches!(refused, Err(Error::Stopped { .. })), "over a hole: {refused:?}");
@@ -875,7 +880,7 @@ fn as_many_events_in_the_place_of_lost_ones_are_shown_whole() {
     for turn in 0..6 {
         let read_only = turn < 3;
         let (dir, log, index) = stream_of(4, |n| format!("event {n}"));
-        let stream = Store::open(dir.path(), read_only).unwrap().stream("s").unwrap();
+        let stream = opened(dir.path(), read_only);
         assert_eq!(stream.count(), Ok(4));
         log.write_all_at(&[0; 24], 3 * 24).unwrap();
         match turn % 3 {
@@ -883,7 +888,7 @@ fn as_many_events_in_the_place_of_lost_ones_are_shown_whole() {
             1 => index.write_all_at(&[0; 16], 0).unwrap(),
             _ => index.set_len(0).unwrap(),
         }
-        let other = Store::open(dir.path(), false).unwrap().stream("s").unwrap();
+        let other = opened(dir.path(), false);
         assert_eq!(other.append(["longer than event 3"], None), Ok(3));
         let view = stream.read_view(24, 99, &mut Cursor::default()).unwrap();
         assert_eq!(text(&view), "longer than event 3\n", "{turn}");
@@ -895,12 +900,12 @@ fn as_many_events_in_the_place_of_lost_ones_are_shown_whole() {
 #[test]
 fn batches_in_the_place_of_lost_ones_are_shown_whole_without_any_index() {
     let (dir, log, _index) = stream_of(4, |n| format!("event {n}"));
-    let reader = Store::open(dir.path(), true).unwrap().stream("s").unwrap();
+    let reader = opened(dir.path(), true);
     assert_eq!(reader.count(), Ok(4));
     log.write_all_at(&[0; 24], 3 * 24).unwrap();
     let index = dir.path().join("s/index");
     fs::remove_file(&index).unwrap();
-    let other = Store::open(dir.path(), false).unwrap().stream("s").unwrap();
+    let other = opened(dir.path(), false);
     assert_eq!(other.append(["a batch", "of two"], None), Ok(3));
     fs::remove_file(&index).unwrap();
     assert_eq!(reader.count(), Ok(5));
@@ -914,7 +919,7 @@ fn an_index_that_is_made_again_keeps_its_owner_and_mode() {
     fchown(&index, Some(1234), Some(5678)).unwrap();
     index.set_permissions(Permissions::from_mode(0o640)).unwrap();
     index.write_all_at(&[0; 16], 0).unwrap();
-    let stream = Store::open(dir.path(), false).unwrap().stream("s").unwrap();
+    let stream = opened(dir.path(), false);
     assert_eq!(stream.count(), Ok(4));
     let made = fs::metadata(dir.path().join("s/index")).unwrap();
     assert_eq!((made.uid(), made.gid(), made.mode() & 0o7777), (1234, 5678, 0o640));
@@ -936,7 +941,7 @@ fn an_index_that_cannot_be_replaced_is_made_again_in_place() {
     let user = move || {
         // Of this thread only, as libc's own call is not.
         assert_eq!(unsafe { libc::syscall(libc::SYS_setresuid, 1234, 1234, 1234) }, 0);
-        let stream = Store::open(root, false).unwrap().stream("s").unwrap();
+        let stream = opened(&root, false);
         assert_eq!(stream.count(), Ok(4));
         assert_eq!(stream.append(["more"], None), Ok(4));
     };
@@ -948,12 +953,12 @@ fn an_index_that_cannot_be_replaced_is_made_again_in_place() {
 fn a_large_event_in_the_place_of_a_lost_one_is_read_from_the_disk() {
     const LEN: usize = 600_000;
     let (dir, log, _index) = stream_of(1, |_| "old".repeat(LEN / 3));
-    let stream = Store::open(dir.path(), false).unwrap().stream("s").unwrap();
+    let stream = opened(dir.path(), false);
     let view = || stream.read_view(300, 6, &mut Cursor::default()).unwrap();
     assert_eq!(view(), b"oldold");
     log.write_all_at(&vec![0; LEN + 17], 0).unwrap();
     fs::remove_file(dir.path().join("s/index")).unwrap();
-    let again = Store::open(dir.path(), false).unwrap().stream("s").unwrap();
+    let again = opened(dir.path(), false);
     assert_eq!(again.append(["new".repeat(LEN / 3)], None), Ok(0));
     assert_eq!(view(), b"newnew");
 }
@@ -968,7 +973,7 @@ fn a_stream_that_is_lost_without_its_index_is_looked_at_anew_with_it() {
             log.write_all_at(b"!", damaged * 24 + 20).unwrap();
         }
         fs::rename(&index, &aside).unwrap();
-        let stream = Store::open(dir.path(), read_only).unwrap().stream("s").unwrap();
+        let stream = opened(dir.path(), read_only);
         assert_eq!(stream.count(), Ok(3), "two damaged ones hide all behind them");
         assert!(stream.read(3).unwrap().all(|event| event.is_err()), "and it says so");
         fs::rename(&aside, &index).unwrap();
@@ -982,11 +987,11 @@ fn a_stream_that_is_lost_without_its_index_is_looked_at_anew_with_it() {
 fn a_stream_that_lost_events_is_looked_at_anew_when_its_index_is() {
     let (dir, _log, index) = stream_of(3, |n| format!("event {n}"));
     index.write_all_at(&4u64.to_le_bytes(), 0).unwrap();
-    let reader = Store::open(dir.path(), true).unwrap().stream("s").unwrap();
+    let reader = opened(dir.path(), true);
     assert_eq!(reader.count(), Ok(4));
     assert!(reader.event(3).is_err());
     fs::remove_file(dir.path().join("s/index")).unwrap();
-    let writer = Store::open(dir.path(), false).unwrap().stream("s").unwrap();
+    let writer = opened(dir.path(), false);
     assert_eq!(writer.append(["event 3"], None), Ok(3));
     assert_eq!(reader.event(3).unwrap().bytes, b"event 3");
     assert_eq!(writer.append(["event 4"], None), Ok(4));
@@ -1008,7 +1013,7 @@ fn many_damaged_events_in_a_row_are_passed_soon() {
     index.write_all_at(&[0; 8 * 1000], entry_at(to - 1000)).unwrap();
     drop((stream, store));
     let begun = std::time::Instant::now();
-    let stream = Store::open(dir.path(), false).unwrap().stream("s").unwrap();
+    let stream = opened(dir.path(), false);
     let all: Vec<u64> = (0..COUNT).filter(|n| stream.event(*n).is_ok()).collect();
     assert!(all.iter().copied().eq((0..from).chain(to + 1..COUNT)));
     stream.since(u64::MAX).unwrap();

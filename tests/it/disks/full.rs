@@ -60,10 +60,8 @@ fn runs_out(m: &Mnt, kinds: &[&str], errno: &str, mut take: impl FnMut(), mut gi
 /// What recovery would keep has no room: it is read all the same, and takes nobody's room.
 #[test]
 fn what_cannot_be_kept_is_left_where_it_is() {
-    let disk = SmallDisk::new(48);
-    let store = disk.path().join("store");
-    fs::create_dir(&store).unwrap();
-    let m = Mnt::on(&store, &[]);
+    let (m, disk) = disk((EXT4.0, 48));
+    let store = m.store();
     let [s, other] = ["s", "other"].map(|name| m.stream(name));
     append(s.join("events"), "one\n");
     append(other.join("events"), "one\n");
