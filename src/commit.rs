@@ -232,8 +232,9 @@ impl<D: Disk> Stream<D> {
                 new.count += events;
                 let now = self.disk().now();
                 // Where the clock is behind, too, each attempt has a time of its own: of two whose
-                // syncs failed a crash may leave sectors of both, which must not make one batch.
-                new.time = if now < later { later.saturating_add(now % 1024) } else { now };
+                // syncs failed a crash may leave sectors of both, which must not make one batch. A
+                // prime, for a clock may tick in steps.
+                new.time = if now < later { later.saturating_add(now % 1021) } else { now };
             }
             let (last, time) = (new.count, new.time);
             Ok(Place { first, last, time })

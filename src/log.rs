@@ -113,12 +113,14 @@ impl<D: Disk> Files<D> {
     pub(crate) fn claim(&self) -> Result<(u64, Option<u64>)> {
         let mut header = [0; 16];
         let read = read_full(&*self.disk, &self.index, &mut header, 0).map_err(self.os("index"))?;
+        if read < header.len() {
+            return Ok((0, None));
+        }
         let (words, _) = header.as_chunks();
         let [count, identity] = [words[0], words[1]].map(u64::from_le_bytes);
         // A count that no disk can hold is damage: then any that is more than there is will do.
         let count = count.min(1 << 48);
-        let ours = read == header.len() && identity == self.identity;
-        Ok((count, ours.then_some(count)))
+        Ok((count, (identity == self.identity).then_some(count)))
     }
 
     /// Whether the log is zero from `from` up to `to`.

@@ -92,6 +92,15 @@ impl<D: Disk> Stream<D> {
             return Err(to_do());
         }
         let tip = self.recover(&mut files, &survey, found.len)?;
+        if survey.facts.indexed.is_none() && survey.claimed > tip.count && !files.full() {
+            // It may be right, as that of a copy is, or have nothing to do with this log.
+            (self.shared.log)(&format!(
+                "stream {:?}: an index that was made for another log counts {} events, the log has {}",
+                files.title(),
+                survey.claimed,
+                tip.count
+            ));
+        }
         if known != found.identity {
             *lock(&self.tip) = Tip::default();
         }
@@ -116,14 +125,6 @@ impl<D: Disk> Stream<D> {
         let Walk { whole: count, end, whole_time: time, .. } = found.walk;
         let tip = Tip { count, end, time, guessed: false };
         let indexed = found.facts.indexed;
-        if indexed.is_none() && found.claimed > count {
-            // It may be right, as that of a copy is, or have nothing to do with this log.
-            (self.shared.log)(&format!(
-                "stream {:?}: an index that was made for another log counts {} events, the log has {count}",
-                files.title(),
-                found.claimed
-            ));
-        }
         match decide(found.facts) {
             Decision::Lost => self.lose(files, found, tip),
             Decision::Use { .. } if !files.write => {

@@ -255,10 +255,10 @@ impl<D: Disk> Stream<D> {
                 (true, false) => files.header()?.is_some(),
                 // The index was deleted, or the stream. Where we may not make another, it is an old
                 // or a private one until there is one.
-                (false, counted) => {
+                (false, _) => {
                     files.write
                         || self.disk().identity(&self.name().join("index")).is_ok()
-                        || files.lost.map_or_else(|| self.gave_way(&files), |_| Ok(counted))?
+                        || self.gave_way(&files)?
                 }
             };
             if !stale && let Some(tip) = self.tip_of(&files)? {
@@ -270,20 +270,26 @@ impl<D: Disk> Stream<D> {
         Err(self.os("index")(std::io::Error::other("it does not stay this stream's")))
     }
 
-    /// Whether something else is where the last event was that we saw: the disk lost it, and others
+    /// Whether something else is where the end was that we saw: the disk lost it, and others
     /// appended there with an index that is gone as well. Ours may count half of their batches.
     fn gave_way(&self, files: &Files<D>) -> Result<bool> {
-        let tip = *lock(&self.tip);
+        let (tip, mut scan) = (*lock(&self.tip), files.scan(0));
+        if let Some(lost) = files.lost {
+            // What is intact behind the loss is not to be forgotten for less than that.
+            let mut walk = files.last_sound(&mut scan, lost)?;
+            while let Ok(Found::Frame(frame)) = scan.frame(walk.next, walk.at)
+                && walk.step(&frame)
+            {}
+            return Ok(walk.whole > lost);
+        }
         let Some(last) = tip.count.checked_sub(1) else {
             return Ok(false);
         };
-        let (mut scan, at) = (files.scan(0), files.entry(last)?);
+        let at = files.entry(last)?;
         let known = last == 0 || at > 0;
-        Ok(known
-            && match scan.frame(last, at) {
-                Ok(Found::Frame(frame)) => frame.time != tip.time,
-                found => found.is_ok(),
-            })
+        // Its header will do: it may be large, and each attempt to commit has a time of its own.
+        let time = tip.time.to_le_bytes();
+        Ok(known && scan.fill(at, frame::HEADER).is_ok_and(|head| head.get(8..16) != Some(&time)))
     }
 
     /// How much there is to see now; None when the index is not this log's any more.
@@ -312,8 +318,10 @@ impl<D: Disk> Stream<D> {
             Err(Error::Damaged { .. }) => return Ok(None),
             at => at?,
         };
-        let Found::Frame(last) = scan.frame(count - 1, at)? else {
-            return Ok(None);
+        let last = match scan.frame(count - 1, at)? {
+            Found::Frame(frame) if frame.last => frame,
+            // Or it is half of a batch, in the place of others that the disk lost.
+            _ => return Ok(None),
         };
         let mut seen = lock(&self.tip);
         if count > seen.count {

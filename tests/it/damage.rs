@@ -912,6 +912,57 @@ fn batches_in_the_place_of_lost_ones_are_shown_whole_without_any_index() {
     assert_eq!(reader.event(4).unwrap().bytes, b"of two");
 }
 
+/// The index that is gone counts what was appended since anybody looked, in batches of others.
+#[test]
+fn what_an_index_that_is_gone_counts_is_shown_as_whole_batches() {
+    for seen in [0, 4] {
+        let (dir, log, _index) = stream_of(seen, |n| format!("event {n}"));
+        let reader = opened(dir.path(), true);
+        assert_eq!(reader.count(), Ok(seen));
+        let writer = opened(dir.path(), false);
+        for n in seen..seen + 3 {
+            writer.append([format!("event {n}")], None).unwrap();
+        }
+        log.write_all_at(&[0; 3 * 24], seen * 24).unwrap();
+        let index = dir.path().join("s/index");
+        fs::remove_file(&index).unwrap();
+        let other = opened(dir.path(), false);
+        assert_eq!(other.append(["event a", "event b", "event c", "d", "e"], None), Ok(seen));
+        fs::remove_file(&index).unwrap();
+        assert_eq!(reader.count(), Ok(seen + 5));
+        assert_eq!(reader.event(seen + 4).unwrap().bytes, b"e");
+    }
+}
+
+/// Without its index less of it may be found: who had it open shows what is intact, and the end of
+/// it is no end. What others append in the place of what is lost is shown in whole batches.
+#[test]
+fn a_stream_that_lost_events_and_its_index_is_shown_as_before() {
+    for (lost, more) in [(2..4, 0), (3..6, 2), (3..6, 3), (3..6, 4)] {
+        let (dir, log, _index) = stream_of(6, |n| format!("event {n}"));
+        for n in lost.clone() {
+            log.write_all_at(b"!", n * 24 + 20).unwrap();
+        }
+        let reader = opened(dir.path(), true);
+        assert_eq!(reader.count(), Ok(6));
+        let index = dir.path().join("s/index");
+        fs::remove_file(&index).unwrap();
+        assert_eq!(reader.count(), Ok(6));
+        if lost.end < 6 {
+            assert_eq!(reader.event(5).unwrap().bytes, b"event 5");
+        }
+        assert!(reader.read(6).unwrap().all(|event| event.is_err()), "others may have followed");
+        if more == 0 {
+            continue;
+        }
+        let other = opened(dir.path(), false);
+        assert_eq!(other.append(vec!["batch 0"; more], None), Ok(3));
+        fs::remove_file(&index).unwrap();
+        let shown: Vec<_> = reader.read(0).unwrap().map_while(smolstore::Result::ok).collect();
+        assert_eq!(shown.len(), 3 + more, "the batch is whole");
+    }
+}
+
 /// Somebody's index, made again by root, is still theirs.
 #[test]
 fn an_index_that_is_made_again_keeps_its_owner_and_mode() {
