@@ -231,9 +231,9 @@ impl<D: Disk> Stream<D> {
                 };
                 new.count += events;
                 let now = self.disk().now();
-                // Where the clock is behind, too, each attempt has a time of its own: of two whose
-                // syncs failed a crash may leave sectors of both, which must not make one batch. A
-                // prime, for a clock may tick in steps.
+                // Where the clock is behind, too, attempts differ in their times, but for one in a
+                // thousand: of two whose syncs failed a crash may leave sectors of both, which must
+                // not make one batch. A prime, for a clock may tick in steps.
                 new.time = if now < later { later.saturating_add(now % 1021) } else { now };
             }
             let (last, time) = (new.count, new.time);

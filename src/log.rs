@@ -39,6 +39,8 @@ pub(crate) struct Files<D: Disk> {
     /// Events that neither the index nor the log before them leads to, as was seen: whoever reads
     /// all of them one by one need not look for each through all before it.
     pub(crate) barren: Mutex<Range<u64>>,
+    /// How far a walk came behind all that is shown, inside a batch without its end.
+    torn: Mutex<Walk>,
 }
 
 impl<D: Disk> Files<D> {
@@ -62,6 +64,7 @@ impl<D: Disk> Files<D> {
             lost: None,
             unmended: None,
             barren: Mutex::default(),
+            torn: Mutex::default(),
         }
     }
 
@@ -287,6 +290,10 @@ impl<D: Disk> Files<D> {
             (n, most) = (low, (2 * most).min(ENTRIES as u64));
         }
         Ok(Walk::default())
+    }
+
+    pub(crate) fn torn(&self) -> MutexGuard<'_, Walk> {
+        self.torn.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn barren(&self) -> MutexGuard<'_, Range<u64>> {

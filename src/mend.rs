@@ -92,14 +92,8 @@ impl<D: Disk> Stream<D> {
             return Err(to_do());
         }
         let tip = self.recover(&mut files, &survey, found.len)?;
-        if survey.facts.indexed.is_none() && survey.claimed > tip.count && !files.full() {
-            // It may be right, as that of a copy is, or have nothing to do with this log.
-            (self.shared.log)(&format!(
-                "stream {:?}: an index that was made for another log counts {} events, the log has {}",
-                files.title(),
-                survey.claimed,
-                tip.count
-            ));
+        if files.lost.is_some() || !files.write {
+            self.tell_of_foreign(&survey, tip.count);
         }
         if known != found.identity {
             *lock(&self.tip) = Tip::default();
@@ -268,6 +262,21 @@ impl<D: Disk> Stream<D> {
         Ok(())
     }
 
+    /// Logs that an index which is not this log's counts more than the log's `count` events.
+    fn tell_of_foreign(&self, found: &Survey, count: u64) {
+        let Survey { facts: Facts { indexed: None, .. }, claimed, .. } = *found else {
+            return;
+        };
+        if claimed > count {
+            // It may be right, as that of a copy is, or have nothing to do with this log.
+            (self.shared.log)(&format!(
+                "stream {:?}: an index that was made for another log counts {claimed} events, the \
+                 log has {count}",
+                self.title()
+            ));
+        }
+    }
+
     /// Enters adopted events in the index, and moves the count.
     fn count_in(&self, files: &mut Files<D>, found: &Survey, count: u64) -> Result<()> {
         let (disk, indexed) = (self.disk(), found.facts.indexed);
@@ -281,6 +290,8 @@ impl<D: Disk> Stream<D> {
                 // Until all entries are there it must not pass for ours.
                 Err(_) => disk.set_len(&files.index, 0).map_err(files.os("index"))?,
             }
+            // Nobody will see that count again.
+            self.tell_of_foreign(found, count);
         }
         files.map(found.start.next, found.start.at, count)?;
         if indexed.unwrap_or(0) == 0 && count > 0 {

@@ -14,6 +14,7 @@ use crate::error::{Error, Result};
 use crate::frame::{self, Found, Frame};
 use crate::index::{self, view_offset};
 use crate::log::{Files, Scan};
+use crate::recover::Walk;
 use crate::spill::{Ceiling, PIECE};
 use crate::status::Status;
 
@@ -49,8 +50,8 @@ pub(crate) struct Shared<D: Disk> {
     pub(crate) reserving: AtomicUsize,
     /// Streams that take no appends, by the identity of their log: this outlives any cache.
     pub(crate) stopped: Mutex<HashMap<u64, &'static str>>,
-    /// Those with open files; the next to close them is in front.
-    open: Mutex<VecDeque<Arc<Stream<D>>>>,
+    /// Those with open files; the next to close them is in front. None when all were let go of.
+    open: Mutex<Option<VecDeque<Arc<Stream<D>>>>>,
     /// The last large event read.
     big: Mutex<Option<Big>>,
 }
@@ -66,7 +67,7 @@ impl<D: Disk> Shared<D> {
             leading: AtomicUsize::new(0),
             reserving: AtomicUsize::new(0),
             stopped: Mutex::default(),
-            open: Mutex::default(),
+            open: Mutex::new(Some(VecDeque::new())),
             big: Mutex::default(),
         }
     }
@@ -75,6 +76,9 @@ impl<D: Disk> Shared<D> {
     /// first that was not used since it was last looked at (the CLOCK algorithm).
     fn admit(&self, stream: Arc<Stream<D>>) {
         let mut open = lock(&self.open);
+        let Some(open) = &mut *open else {
+            return;
+        };
         open.push_back(stream);
         let mut spared = 0;
         while open.len() > OPEN && spared < 2 * OPEN {
@@ -92,9 +96,9 @@ impl<D: Disk> Shared<D> {
         }
     }
 
-    /// Lets go of all streams.
+    /// Lets go of all streams: each of them holds this.
     pub(crate) fn close(&self) {
-        lock(&self.open).clear();
+        *lock(&self.open) = None;
     }
 }
 
@@ -117,6 +121,13 @@ pub(crate) struct Tip {
 impl Tip {
     pub(crate) fn view(&self) -> u64 {
         view_offset(self.count, self.end)
+    }
+
+    /// The walk that ended here.
+    pub(crate) fn walk(&self) -> Walk {
+        let Tip { count, end, time, .. } = *self;
+        let (whole, whole_time) = (count, time);
+        Walk { next: count, at: end, time, inside: false, whole, end, whole_time }
     }
 }
 
@@ -236,8 +247,9 @@ impl<D: Disk> Stream<D> {
     /// Closes the files: the next to need them opens them again, by name.
     pub(crate) fn close(&self) {
         *lock(&self.files) = None;
-        let mut open = lock(&self.shared.open);
-        open.retain(|stream| !std::ptr::eq(&raw const **stream, self));
+        if let Some(open) = &mut *lock(&self.shared.open) {
+            open.retain(|stream| !std::ptr::eq(&raw const **stream, self));
+        }
     }
 
     // ---- reading -----------------------------------------------------------------------------
@@ -270,26 +282,51 @@ impl<D: Disk> Stream<D> {
         Err(self.os("index")(std::io::Error::other("it does not stay this stream's")))
     }
 
-    /// Whether something else is where the end was that we saw: the disk lost it, and others
-    /// appended there with an index that is gone as well. Ours may count half of their batches.
+    /// Where the index is gone and we may not make another: whether others had one meanwhile, and
+    /// appended behind the end that we saw, or in the place of what the disk lost. What we have may
+    /// count half of their batches.
     fn gave_way(&self, files: &Files<D>) -> Result<bool> {
-        let (tip, mut scan) = (*lock(&self.tip), files.scan(0));
-        if let Some(lost) = files.lost {
-            // What is intact behind the loss is not to be forgotten for less than that.
-            let mut walk = files.last_sound(&mut scan, lost)?;
-            while let Ok(Found::Frame(frame)) = scan.frame(walk.next, walk.at)
-                && walk.step(&frame)
-            {}
-            return Ok(walk.whole > lost);
+        if self.identity() == 0 {
+            // There was no log.
+            return Ok(self.disk().identity(&files.name.join("log")).is_ok());
         }
-        let Some(last) = tip.count.checked_sub(1) else {
-            return Ok(false);
+        let (tip, mut scan) = (*lock(&self.tip), files.scan(0));
+        // By its header: the event may be large.
+        let of = |scan: &mut Scan<'_, D>, at, time: u64| {
+            let head = scan.fill(at, frame::HEADER);
+            head.map(|head| head.get(8..16) == Some(&time.to_le_bytes()))
         };
-        let at = files.entry(last)?;
-        let known = last == 0 || at > 0;
-        // Its header will do: it may be large, and each attempt to commit has a time of its own.
-        let time = tip.time.to_le_bytes();
-        Ok(known && scan.fill(at, frame::HEADER).is_ok_and(|head| head.get(8..16) != Some(&time)))
+        if files.lost.is_none()
+            && let Some(last) = tip.count.checked_sub(1)
+        {
+            let at = match files.entry(last)? {
+                0 => files.locate(&mut scan, last).ok(),
+                at => Some(at),
+            };
+            // What cannot be read is not another one.
+            if !at.is_some_and(|at| of(&mut scan, at, tip.time).unwrap_or(true)) {
+                // What was only found, not counted, is damaged until there is another one.
+                let mut walk = files.last_sound(&mut scan, last)?;
+                let next = scan.frame(walk.next, walk.at);
+                return Ok(
+                    !tip.guessed || matches!(next, Ok(Found::Frame(next)) if walk.step(&next))
+                );
+            }
+        }
+        let (end, from) = match files.lost {
+            Some(lost) => (lost, files.last_sound(&mut scan, lost)?),
+            None => (tip.count, tip.walk()),
+        };
+        let mut walk = *files.torn();
+        // A batch without its end may be long, and is walked over once.
+        if !walk.inside || of(&mut scan, from.at, walk.time) != Ok(true) {
+            walk = from;
+        }
+        while let Ok(Found::Frame(frame)) = scan.frame(walk.next, walk.at)
+            && walk.step(&frame)
+        {}
+        *files.torn() = walk;
+        Ok(walk.whole > end)
     }
 
     /// How much there is to see now; None when the index is not this log's any more.
@@ -359,6 +396,11 @@ impl<D: Disk> Stream<D> {
                     Ok(Some(tip)) if tip.view() <= seen => Glance::Nothing,
                     _ => Glance::More,
                 }
+            }
+            Some(files)
+                if !files.write && !named(&files) && self.gave_way(&files).unwrap_or(true) =>
+            {
+                Glance::More
             }
             // What somebody else came to know meanwhile.
             _ if tip.view() > seen => Glance::More,

@@ -912,6 +912,22 @@ fn batches_in_the_place_of_lost_ones_are_shown_whole_without_any_index() {
     assert_eq!(reader.event(4).unwrap().bytes, b"of two");
 }
 
+/// Nor does it take an entry of the index to know.
+#[test]
+fn batches_in_the_place_of_lost_ones_are_shown_whole_behind_a_hole() {
+    let (dir, log, hole) = stream_of(4, |n| format!("event {n}"));
+    hole.write_all_at(&[0; 8], entry_at(2)).unwrap();
+    let reader = opened(dir.path(), true);
+    assert_eq!(reader.count(), Ok(4));
+    log.write_all_at(&[0; 24], 3 * 24).unwrap();
+    let index = dir.path().join("s/index");
+    fs::remove_file(&index).unwrap();
+    let other = opened(dir.path(), false);
+    assert_eq!(other.append(["a batch", "of two"], None), Ok(3));
+    fs::remove_file(&index).unwrap();
+    assert_eq!(reader.count(), Ok(5));
+}
+
 /// The index that is gone counts what was appended since anybody looked, in batches of others.
 #[test]
 fn what_an_index_that_is_gone_counts_is_shown_as_whole_batches() {
@@ -960,6 +976,65 @@ fn a_stream_that_lost_events_and_its_index_is_shown_as_before() {
         fs::remove_file(&index).unwrap();
         let shown: Vec<_> = reader.read(0).unwrap().map_while(smolstore::Result::ok).collect();
         assert_eq!(shown.len(), 3 + more, "the batch is whole");
+    }
+}
+
+/// An index that others made, and appended with, may come and go before anybody looks.
+#[test]
+fn what_others_appended_is_shown_though_their_index_is_gone() {
+    let append = |dir: &TempDir, events: &[&str]| {
+        opened(dir.path(), false).append(events, None).unwrap();
+        fs::remove_file(dir.path().join("s/index")).unwrap();
+    };
+    let (dir, _log, _index) = stream_of(4, |n| format!("event {n}"));
+    let reader = opened(dir.path(), true);
+    assert_eq!(reader.count(), Ok(4));
+    append(&dir, &["a batch", "of two"]);
+    assert_eq!(reader.count(), Ok(6));
+    append(&dir, &["more"]);
+    assert_eq!(reader.count(), Ok(7));
+
+    // A batch in the middle of being written.
+    let (dir, log, _index) = stream_of(4, |n| format!("event {n}"));
+    let reader = opened(dir.path(), true);
+    assert_eq!(reader.count(), Ok(4));
+    append(&dir, &["event 4", "event 5", "event 6"]);
+    let mut last = [0; 24];
+    log.read_exact_at(&mut last, 6 * 24).unwrap();
+    log.write_all_at(&[0; 24], 6 * 24).unwrap();
+    assert_eq!([reader.count(), reader.count()], [Ok(4), Ok(4)]);
+    log.write_all_at(&last, 6 * 24).unwrap();
+    assert_eq!(reader.count(), Ok(7));
+
+    // There was no log yet.
+    let (dir, ..) = stream_of(0, |_| String::new());
+    for name in ["s/log", "s/index"] {
+        fs::remove_file(dir.path().join(name)).unwrap();
+    }
+    let reader = opened(dir.path(), true);
+    assert_eq!(reader.count(), Ok(0));
+    append(&dir, &["first"]);
+    assert_eq!(reader.count(), Ok(1));
+}
+
+/// Without an index what was shown may have come to nothing. But damage is no such thing.
+#[test]
+fn an_event_that_is_damaged_without_an_index_is_an_error_to_who_saw_it() {
+    for (at, len) in [(3 * 24, 24), (3 * 24 + 8, 1), (3 * 24 + 20, 1)] {
+        let (dir, log, _index) = stream_of(4, |n| format!("event {n}"));
+        fs::remove_file(dir.path().join("s/index")).unwrap();
+        let reader = opened(dir.path(), true);
+        assert_eq!(reader.count(), Ok(4));
+        log.write_all_at(&vec![0; len], at).unwrap();
+        for _ in 0..2 {
+            assert_eq!(reader.count(), Ok(4), "{at} {len}");
+            assert!(matches!(reader.event(3), Err(Error::Damaged { .. })));
+            assert_eq!(reader.event(2).unwrap().bytes, b"event 2");
+        }
+        let other = opened(dir.path(), false);
+        other.append(["in its", "place"], None).unwrap();
+        fs::remove_file(dir.path().join("s/index")).unwrap();
+        assert_eq!(reader.count(), other.count());
     }
 }
 

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 use smolstore::disk::{Disk, Names, Real, Stat};
 use smolstore::{Error, Store, batch::Shape, stream::Cursor};
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -28,6 +28,8 @@ struct Seen {
     cut_off: AtomicBool,
     /// What writes to an index answer, 0 for nothing wrong.
     fail_index: AtomicI32,
+    /// What the store logged.
+    said: Mutex<Vec<String>>,
     /// Each sync waits until as many are under way.
     meet: Mutex<Option<Arc<Barrier>>>,
 }
@@ -138,7 +140,9 @@ impl Disk for Watched {
 fn watched(dir: &TempDir) -> (Arc<Store<Watched>>, Arc<Seen>) {
     let (path, seen) = (dir.path().to_path_buf(), Arc::new(Seen::default()));
     let disk = Watched { real: Real::new(path.clone(), path), seen: seen.clone() };
-    (Arc::new(Store::on(disk, false, Box::new(|_| {}))), seen)
+    let log = seen.clone();
+    let log = move |line: &str| log.said.lock().unwrap().push(line.into());
+    (Arc::new(Store::on(disk, false, Box::new(log))), seen)
 }
 
 fn payloads<D: Disk>(store: &Store<D>, name: &str, from: u64) -> Vec<Vec<u8>> {
@@ -300,6 +304,42 @@ fn a_commit_whose_count_finds_no_room_is_taken_back() {
     seen.fail_index.store(0, SeqCst);
     assert_eq!(s.append(["later"], Some(1)), Ok(1));
     assert_eq!(payloads(&store, "s", 0), [&b"kept"[..], b"later"]);
+}
+
+/// Where an index of another log is made again it is said what it counted, also when that fails.
+#[test]
+fn what_a_foreign_index_counts_is_said_before_it_goes() {
+    let dir = TempDir::new().unwrap();
+    let store = Store::open(dir.path(), false).unwrap();
+    store.create("s", 0o755).unwrap();
+    store.stream("s").unwrap().append(["event"], None).unwrap();
+    drop(store);
+    let index = File::options().write(true).open(dir.path().join("s/index")).unwrap();
+    index.write_all_at(&4u64.to_le_bytes(), 0).unwrap();
+    index.write_all_at(&[1; 8], 8).unwrap();
+    let (store, seen) = watched(&dir);
+    seen.fail_index.store(libc::ENOSPC, SeqCst);
+    for _ in 0..2 {
+        assert_eq!(payloads(&store, "s", 0), [b"event"]);
+        let said = seen.said.lock().unwrap();
+        let foreign = said.iter().filter(|line| line.contains("counts 4 events, the log has 1"));
+        assert_eq!(foreign.count(), 1, "{said:?}");
+    }
+}
+
+/// A stream may outlive its store, which must not keep it alive.
+#[test]
+fn a_stream_that_outlives_its_store_closes_its_files() {
+    let dir = TempDir::new().unwrap();
+    let (store, seen) = watched(&dir);
+    store.create("s", 0o755).unwrap();
+    let s = store.stream("s").unwrap();
+    drop(store);
+    assert_eq!(s.append(["event"], None), Ok(0));
+    fs::remove_file(dir.path().join("s/index")).unwrap();
+    assert_eq!(s.count(), Ok(1), "opened again");
+    drop(s);
+    assert_eq!(Arc::strong_count(&seen), 1, "somebody has the disk");
 }
 
 /// Whoever asks whether what it had handed in is durable, and had nothing in what failed.

@@ -317,6 +317,23 @@ fn a_read_only_mount_follows() {
     cat.prints(&["3"]);
 }
 
+/// What others append with an index that comes and goes is news, too.
+#[test]
+fn a_read_only_mount_follows_without_an_index() {
+    let m = Mnt::new();
+    let s = three(&m);
+    let other = Mnt::on(m.store(), &["-o", "ro"]);
+    let cat = Follower::cat(&other.path().join("s"), "follow/2");
+    cat.prints(&["2"]);
+    for n in 3..6 {
+        fs::remove_file(m.store().join("s/index")).unwrap();
+        append(s.join("events"), format!("{n}\n"));
+        fs::remove_file(m.store().join("s/index")).unwrap();
+        cat.prints(&[&n.to_string()]);
+        assert_eq!(count(&s), n + 1);
+    }
+}
+
 // Signals.
 
 const WAITING: [&str; 2] = [
