@@ -318,6 +318,11 @@ const FAULTS: &[Fault] = &[
         )],
     ),
     fault(
+        "a reader stays at an index that is gone",
+        "stream.rs",
+        &[("|| self.gave_way(&files)?", "|| !fault!() && self.gave_way(&files)?")],
+    ),
+    fault(
         "a lost stream's end kept when it was given up",
         "mend.rs",
         &[("tip.count >= seen.count || seen.guessed", "tip.count >= seen.count")],
@@ -371,14 +376,14 @@ const SEEDS: u64 = 100_000;
 const LATE: [(&str, u64); 10] = [
     ("index not written again after its sync failed", 41_605),
     ("failed sync not cut", 42_269),
-    ("failed sync, its cut not synced", 113_665),
+    ("failed sync, its cut not synced", 159_585),
     ("commit to a log without a name", 5_514),
     ("first commit to another one's name", 41_247),
     ("cut not synced", 163_554),
     ("names not synced when the first event is adopted", 26_957),
     ("index rebuilt in the place of the lost one", 8_097),
     ("what was adopted believed without a look at the log", 12_001),
-    ("rebuilt index not synced", 4_947),
+    ("rebuilt index not synced", 7_521),
 ];
 /// A reader that falls into a trap sees a frame of this time, or looks for one by it, with or
 /// without a fault.

@@ -504,12 +504,7 @@ impl Sim {
             // What is counted is durable.
             self.model(|model| model.raise(before.stream, count));
         }
-        // Where it may not make an index, a reader stays at the one it knew.
-        let sight = match engine {
-            READER if self.world().indexed(name) => Sight::Whole,
-            READER => Sight::Late,
-            _ => Sight::Durable,
-        };
+        let sight = if engine == READER { Sight::Whole } else { Sight::Durable };
         let Some(all) = self.check_all(engine, store, name, sight) else {
             return;
         };
