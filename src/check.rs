@@ -92,6 +92,7 @@ impl<D: Disk> Store<D> {
             ends: (0, Vec::new()),
             holes: 0,
             to_the_end: false,
+            gap: false,
             tell,
         };
         // What is committed meanwhile is little the second time, and none under the lock.
@@ -115,6 +116,8 @@ struct Check<'a, D: Disk> {
     holes: u64,
     /// What is wrong reaches to the count: what is behind it is no batch, as far as is known.
     to_the_end: bool,
+    /// Without an index that is the log's own something in the middle is wrong: recovery ends there.
+    gap: bool,
     tell: &'a mut dyn FnMut(Finding),
 }
 
@@ -170,6 +173,7 @@ impl<D: Disk> Check<'_, D> {
                 {
                     self.walk.skip(begin - at, &frame);
                     self.walk.next = next;
+                    self.gap = indexed.is_none();
                     let what = what.unwrap_or("its header is damaged, others follow".into());
                     self.fault(n, next - 1, at, &what);
                     return Ok(true);
@@ -233,15 +237,17 @@ impl<D: Disk> Check<'_, D> {
             return Ok(());
         }
         if indexed.is_none() {
+            // That of a copy is right, though no use of the stream goes by it.
             let (claimed, _) = self.files.claim()?;
+            let more = self.files.leads_beyond(&mut self.scan, self.walk.next)?;
             if claimed > whole {
-                // That of a copy is right, though no use of the stream goes by it.
-                let what =
-                    format!("the log ends here, an index made for another log counts {claimed}");
+                let here = if more { "damaged, others follow" } else { "the log ends here" };
+                let what = format!("{here}, an index made for another log counts {claimed}");
                 self.fault(whole, claimed - 1, end, &what);
-            } else if whole > 0 {
+            } else if whole > 0 && !self.gap {
                 self.note("it has no index of its own, as in a copy: the next use makes one");
             }
+            self.gap |= more;
         }
         if whole > count {
             self.note(&format!(
@@ -251,7 +257,7 @@ impl<D: Disk> Check<'_, D> {
         }
         match self.files.zeros(&mut self.scan, end, len) {
             // What is damaged is told already.
-            Ok(clean) if clean || self.to_the_end => {}
+            Ok(clean) if clean || self.to_the_end || self.gap => {}
             Ok(_) if indexed.is_none() => {
                 self.note(
                     "what lies behind the last event does not check: the next use cuts it off, and keeps a copy",

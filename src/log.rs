@@ -296,6 +296,13 @@ impl<D: Disk> Files<D> {
         self.torn.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether there is an event behind event `n`, where the index says so, made for whatever log:
+    /// a frame is only valid at its own place in a stream.
+    pub(crate) fn leads_beyond(&self, scan: &mut Scan<'_, D>, n: u64) -> Result<bool> {
+        let (claimed, _) = self.claim()?;
+        Ok(claimed > n && self.last_sound(scan, claimed)?.next > n)
+    }
+
     fn barren(&self) -> MutexGuard<'_, Range<u64>> {
         self.barren.lock().unwrap_or_else(PoisonError::into_inner)
     }

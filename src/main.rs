@@ -422,7 +422,8 @@ fn check(arguments: impl Iterator<Item = PathBuf>) -> Result<ExitCode, String> {
     let mark = path.join(".smolstore");
     fs::metadata(&mark).map_err(|error| format!("{}: no store: {error}", mark.display()))?;
     let store = Store::open(&path, true).map_err(|error| error.to_string())?;
-    let mut names: Vec<PathBuf> = arguments.collect();
+    // A shell that completes a name adds a slash.
+    let mut names: Vec<PathBuf> = arguments.map(|name| name.components().collect()).collect();
     let listed = names.is_empty();
     if listed {
         let streams = store.streams().map_err(|error| error.to_string())?;

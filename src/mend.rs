@@ -225,6 +225,9 @@ impl<D: Disk> Stream<D> {
             gap = true;
             walk.skip(size, &behind);
         }
+        if indexed.is_none() && files.leads_beyond(&mut scan, walk.next)? {
+            gap = true;
+        }
         let facts = Facts {
             indexed,
             known,
@@ -348,8 +351,8 @@ impl<D: Disk> Stream<D> {
             missing => (found.beyond + frame::OVERHEAD * missing).max(files.entry(count)?),
         };
         let what = if found.facts.gap {
-            "events before it are missing or damaged, and without an index nothing says how many \
-             there were; the stream takes no appends"
+            "it or events before it are missing or damaged, and without an index of its own nothing \
+             says how many there were; the stream takes no appends"
         } else {
             "acknowledged events are missing or damaged; the stream takes no appends"
         };

@@ -18,6 +18,7 @@
 //! | absent, cut short of its header, or another log's | whole batches, or nothing, then zeros | adopt all: the index is made again, as another file |
 //! | absent, or another log's     | whole batches, then anything else          | adopt, keep a copy of the rest beside the log, cut it: nothing says how much was acknowledged |
 //! | absent, or another log's     | a frame that does not check, a valid one directly behind | lost       |
+//! | another log's, as in a copy  | a frame that does not check, a valid one behind it where that index says | lost |
 //! | any                          | fewer events than this process knows of    | lost: they were acknowledged, whatever the index says |
 //!
 //! What the count covers and the disk does not give (EIO) is as lost as what does not check; an
@@ -102,7 +103,8 @@ pub struct Facts {
     pub known: u64,
     /// Events up to the end of the last whole batch that a walk from the last sound entry reached.
     pub whole: u64,
-    /// The walk went over a frame that does not check, to a valid one directly behind it.
+    /// The walk went over a frame that does not check, to a valid one directly behind it; or the
+    /// index of another log, which is none, leads to one behind where the walk ended.
     pub gap: bool,
     /// Behind the last whole batch there are only zeros.
     pub clean: bool,

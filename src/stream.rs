@@ -264,7 +264,9 @@ impl<D: Disk> Stream<D> {
                 _ if files.full() => turn == 0,
                 (true, true) => false,
                 // One that does not count stays what it is until it does.
-                (true, false) => files.header()?.is_some(),
+                (true, false) => {
+                    files.header()?.is_some() || (!files.write && self.gave_way(&files)?)
+                }
                 // The index was deleted, or the stream. Where we may not make another, it is an old
                 // or a private one until there is one.
                 (false, _) => {
@@ -282,7 +284,7 @@ impl<D: Disk> Stream<D> {
         Err(self.os("index")(std::io::Error::other("it does not stay this stream's")))
     }
 
-    /// Where the index is gone and we may not make another: whether others had one meanwhile, and
+    /// Where there is no index and we may not make one: whether others had one meanwhile, and
     /// appended behind the end that we saw, or in the place of what the disk lost. What we have may
     /// count half of their batches.
     fn gave_way(&self, files: &Files<D>) -> Result<bool> {
@@ -300,6 +302,8 @@ impl<D: Disk> Stream<D> {
             && let Some(last) = tip.count.checked_sub(1)
         {
             let at = match files.entry(last)? {
+                // A hole, which one of our own has not.
+                0 if last > 0 && files.counted => return Ok(true),
                 0 => files.locate(&mut scan, last).ok(),
                 at => Some(at),
             };
@@ -398,7 +402,8 @@ impl<D: Disk> Stream<D> {
                 }
             }
             Some(files)
-                if !files.write && !named(&files) && self.gave_way(&files).unwrap_or(true) =>
+                if !(files.write || files.counted && named(&files))
+                    && self.gave_way(&files).unwrap_or(true) =>
             {
                 Glance::More
             }

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use tempfile::TempDir;
 
 use smolstore::check::Finding;
-use smolstore::{Store, batch::Shape};
+use smolstore::{Error, Store, batch::Shape};
 
 fn check(store: &Path, streams: &[&str]) -> Output {
     let store = store.to_str().unwrap();
@@ -112,6 +112,41 @@ fn a_copy_that_is_not_whole_is_a_fault() {
         let expected = format!("stream \"s\", events {first} to 9 from byte {at}: {what}");
         assert_eq!(lines(&out)[0], expected);
         assert_eq!(out.status.code(), Some(1));
+    }
+}
+
+/// Nor is it taken in silence that a copy is damaged in the middle: its index leads to the rest.
+#[test]
+fn a_copy_that_is_damaged_is_a_loss() {
+    for (at, expected) in [
+        // A length.
+        (
+            99 + 2,
+            "events 5 to 9 from byte 99: damaged, others follow, an index made for another log counts 10",
+        ),
+        (99 + 16, "event 5 at byte 99: its checksum does not hold"),
+    ] {
+        let dir = store();
+        let s = dir.path().join("s");
+        let mut log = fs::read(s.join("log")).unwrap();
+        log[at] ^= 1;
+        fs::remove_file(s.join("log")).unwrap();
+        fs::write(s.join("log"), log).unwrap();
+        let out = check(dir.path(), &["s/"]);
+        assert_eq!(lines(&out)[0], format!("stream \"s\", {expected}"));
+        assert!(lines(&out)[1].ends_with(": 1 fault"), "{:?}", lines(&out));
+        for read_only in [true, false] {
+            let stream = Store::open(dir.path(), read_only).unwrap().stream("s").unwrap();
+            let mut events = stream.read(0).unwrap();
+            assert!(events.by_ref().take(5).all(|event| event.is_ok()));
+            assert!(matches!(events.next(), Some(Err(Error::Damaged { .. }))));
+            assert!(stream.append(["more"], None).is_err());
+        }
+        assert_eq!(lines(&check(dir.path(), &[])), lines(&out), "it changes nothing");
+        fs::remove_file(s.join("index")).unwrap();
+        let stream = Store::open(dir.path(), false).unwrap().stream("s").unwrap();
+        let known = if at == 101 { 5 } else { 10 };
+        assert_eq!(stream.count(), Ok(known));
     }
 }
 

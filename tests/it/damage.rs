@@ -1006,6 +1006,15 @@ fn what_others_appended_is_shown_though_their_index_is_gone() {
     log.write_all_at(&last, 6 * 24).unwrap();
     assert_eq!(reader.count(), Ok(7));
 
+    // Who emptied it left the file.
+    let (dir, _log, index) = stream_of(0, |_| String::new());
+    index.set_len(0).unwrap();
+    let reader = opened(dir.path(), true);
+    assert_eq!(reader.count(), Ok(0));
+    opened(dir.path(), false).append(["first"], None).unwrap();
+    index.set_len(0).unwrap();
+    assert_eq!(reader.count(), Ok(1));
+
     // There was no log yet.
     let (dir, ..) = stream_of(0, |_| String::new());
     for name in ["s/log", "s/index"] {

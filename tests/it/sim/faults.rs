@@ -313,8 +313,8 @@ const FAULTS: &[Fault] = &[
         "a reader stays at an index that did not count",
         "stream.rs",
         &[(
-            "(true, false) => files.header()?.is_some(),",
-            "(true, false) => !fault!() && files.header()?.is_some(),",
+            "(true, false) => files.header()?.is_some() ||",
+            "(true, false) => !fault!() && files.header()?.is_some() ||",
         )],
     ),
     fault(
