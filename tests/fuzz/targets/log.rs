@@ -306,20 +306,34 @@ impl Found {
         self.frame(chain.len() as u64 + 1, at + size).is_some()
     }
 
+    /// The index of another log leads to an event behind event `n` that is valid there.
+    fn leads_beyond(&self, n: u64) -> bool {
+        let words = self.index.as_ref().map_or(0, |index| index.len() as u64 / 8);
+        let claimed = self.word(8).and(self.word(0)).unwrap_or(0);
+        (n + 1..=claimed.min(words.saturating_sub(2))).any(|n| {
+            let (Some(at), Some(end)) = (self.entry(n - 1), self.entry(n)) else { return false };
+            let frame = self.frame(n - 1, at).filter(|_| at > 0 || n == 1);
+            frame.is_some_and(|frame| at + frame.size() == end)
+        })
+    }
+
     fn outcome(&self) -> Outcome {
         let chain = chain(&self.log);
         let whole = whole(&chain);
         // Behind the whole batches there is nothing, or a batch whose last frames are missing.
         let torn = &chain[whole..];
         let after = whole.checked_sub(1).map_or(0, |last| chain[last].1.time);
-        let fits = torn.is_empty() || {
-            let mut torn = torn.to_vec();
-            torn.last_mut().unwrap().1.last = true;
-            first_batch(&torn, after) == Some(torn.len())
+        let fits = |len: usize| {
+            let mut torn = torn[..len].to_vec();
+            let last = torn.last_mut().map(|(_, frame)| frame.last = true);
+            last.is_none() || first_batch(&torn, after) == Some(len)
         };
+        let next = whole + (0..=torn.len()).rev().find(|len| fits(*len)).unwrap();
+        let fits = next == chain.len();
         let (plain, count) = (self.plain, self.count());
         match count.map(|count| count.checked_sub(1)) {
             None if fits && self.has_gap(&chain) => Outcome::Lost,
+            None if self.leads_beyond(next as u64) => Outcome::Lost,
             None => Outcome::Whole(whole),
             // The last event counted is not there, or ends no batch, or there are whole batches at
             // least up to it.
