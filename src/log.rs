@@ -34,6 +34,8 @@ pub(crate) struct Files<D: Disk> {
     pub(crate) counted: bool,
     /// The disk lost acknowledged events, from this one on.
     pub(crate) lost: Option<u64>,
+    /// What it lost is followed by others for sure: an index of another log leads to them.
+    pub(crate) more: bool,
     /// There was no room to recover it, or nothing can be written: it can be read as it is.
     pub(crate) unmended: Option<Error>,
     /// Events that neither the index nor the log before them leads to, as was seen: whoever reads
@@ -62,6 +64,7 @@ impl<D: Disk> Files<D> {
             over: None,
             counted: true,
             lost: None,
+            more: false,
             unmended: None,
             barren: Mutex::default(),
             torn: Mutex::default(),
@@ -98,7 +101,11 @@ impl<D: Disk> Files<D> {
             None => Some(Walk::default()),
         };
         match end {
-            Some(end) if !end.inside && self.zeros(&mut scan, end.at, end.at + 1)? => Ok(()),
+            Some(end)
+                if !self.more && !end.inside && self.zeros(&mut scan, end.at, end.at + 1)? =>
+            {
+                Ok(())
+            }
             _ => Err(self.damaged(count, "the disk lost events, and others may have followed")),
         }
     }

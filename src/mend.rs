@@ -20,6 +20,8 @@ struct Survey {
     start: Walk,
     /// Where it ended.
     walk: Walk,
+    /// An index of another log leads to events behind where it ended.
+    more: bool,
     /// Log offset of the first event beyond the count.
     beyond: u64,
 }
@@ -225,9 +227,8 @@ impl<D: Disk> Stream<D> {
             gap = true;
             walk.skip(size, &behind);
         }
-        if indexed.is_none() && files.leads_beyond(&mut scan, walk.next)? {
-            gap = true;
-        }
+        let more = indexed.is_none() && files.leads_beyond(&mut scan, walk.next)?;
+        gap |= more;
         let facts = Facts {
             indexed,
             known,
@@ -236,7 +237,7 @@ impl<D: Disk> Stream<D> {
             clean: walk.whole < counted || files.zeros(&mut scan, walk.end, len)?,
             long: len > index::grown(walk.end + lock(&self.pending).0),
         };
-        Ok(Survey { facts, claimed, start, walk, beyond })
+        Ok(Survey { facts, claimed, start, walk, more, beyond })
     }
 
     /// Keeps what is to be cut off, for the day that somebody finds it was not garbage: without an
@@ -338,7 +339,7 @@ impl<D: Disk> Stream<D> {
         let count = indexed.map_or(tip.count, |count| count.max(tip.count));
         // What is left of a batch that lost its end is intact.
         let lost = found.walk.next.min(count);
-        files.lost = Some(lost);
+        (files.lost, files.more) = (Some(lost), found.more);
         let end = match count - lost {
             _ if indexed.is_none() => {
                 self.map_aside(files, Walk::default(), count)?;

@@ -122,13 +122,6 @@ impl Tip {
     pub(crate) fn view(&self) -> u64 {
         view_offset(self.count, self.end)
     }
-
-    /// The walk that ended here.
-    pub(crate) fn walk(&self) -> Walk {
-        let Tip { count, end, time, .. } = *self;
-        let (whole, whole_time) = (count, time);
-        Walk { next: count, at: end, time, inside: false, whole, end, whole_time }
-    }
 }
 
 /// What a glance at a stream shows.
@@ -294,7 +287,7 @@ impl<D: Disk> Stream<D> {
         }
         let (tip, mut scan) = (*lock(&self.tip), files.scan(0));
         // By its header: the event may be large.
-        let of = |scan: &mut Scan<'_, D>, at, time: u64| {
+        let is_of = |scan: &mut Scan<'_, D>, at, time: u64| {
             let head = scan.fill(at, frame::HEADER);
             head.map(|head| head.get(8..16) == Some(&time.to_le_bytes()))
         };
@@ -308,7 +301,7 @@ impl<D: Disk> Stream<D> {
                 at => Some(at),
             };
             // What cannot be read is not another one.
-            if !at.is_some_and(|at| of(&mut scan, at, tip.time).unwrap_or(true)) {
+            if !at.is_some_and(|at| is_of(&mut scan, at, tip.time).unwrap_or(true)) {
                 // What was only found, not counted, is damaged until there is another one.
                 let mut walk = files.last_sound(&mut scan, last)?;
                 let next = scan.frame(walk.next, walk.at);
@@ -319,11 +312,11 @@ impl<D: Disk> Stream<D> {
         }
         let (end, from) = match files.lost {
             Some(lost) => (lost, files.last_sound(&mut scan, lost)?),
-            None => (tip.count, tip.walk()),
+            None => (tip.count, Walk { time: tip.time, ..Walk::new(tip.count, tip.end, None) }),
         };
         let mut walk = *files.torn();
         // A batch without its end may be long, and is walked over once.
-        if !walk.inside || of(&mut scan, from.at, walk.time) != Ok(true) {
+        if !walk.inside || is_of(&mut scan, from.at, walk.time) != Ok(true) {
             walk = from;
         }
         while let Ok(Found::Frame(frame)) = scan.frame(walk.next, walk.at)

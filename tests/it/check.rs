@@ -150,6 +150,24 @@ fn a_copy_that_is_damaged_is_a_loss() {
     }
 }
 
+/// Also where it is zeros, as in a copy that was made while a writer was ahead of it.
+#[test]
+fn a_copy_with_a_hole_does_not_end_there_in_silence() {
+    let dir = store();
+    let s = dir.path().join("s");
+    let mut log = fs::read(s.join("log")).unwrap();
+    log[99..5116].fill(0);
+    fs::remove_file(s.join("log")).unwrap();
+    fs::write(s.join("log"), log).unwrap();
+    for read_only in [true, false] {
+        let stream = Store::open(dir.path(), read_only).unwrap().stream("s").unwrap();
+        let mut events = stream.read(0).unwrap();
+        assert!(events.by_ref().take(5).all(|event| event.is_ok()));
+        assert!(matches!(events.next(), Some(Err(Error::Damaged { .. }))));
+        assert!(stream.append(["more"], None).is_err());
+    }
+}
+
 #[test]
 fn what_the_next_use_mends_is_no_fault() {
     let whole = fs::read(store().path().join("s/log")).unwrap();

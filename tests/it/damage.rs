@@ -896,36 +896,26 @@ fn as_many_events_in_the_place_of_lost_ones_are_shown_whole() {
     }
 }
 
-/// They are other batches, and their index is gone, too: who may not make one sees whole ones.
+/// They are other batches, and their index is gone, too: who may not make one sees whole ones, also
+/// without the entry of the last event.
 #[test]
 fn batches_in_the_place_of_lost_ones_are_shown_whole_without_any_index() {
-    let (dir, log, _index) = stream_of(4, |n| format!("event {n}"));
-    let reader = opened(dir.path(), true);
-    assert_eq!(reader.count(), Ok(4));
-    log.write_all_at(&[0; 24], 3 * 24).unwrap();
-    let index = dir.path().join("s/index");
-    fs::remove_file(&index).unwrap();
-    let other = opened(dir.path(), false);
-    assert_eq!(other.append(["a batch", "of two"], None), Ok(3));
-    fs::remove_file(&index).unwrap();
-    assert_eq!(reader.count(), Ok(5));
-    assert_eq!(reader.event(4).unwrap().bytes, b"of two");
-}
-
-/// Nor does it take an entry of the index to know.
-#[test]
-fn batches_in_the_place_of_lost_ones_are_shown_whole_behind_a_hole() {
-    let (dir, log, hole) = stream_of(4, |n| format!("event {n}"));
-    hole.write_all_at(&[0; 8], entry_at(2)).unwrap();
-    let reader = opened(dir.path(), true);
-    assert_eq!(reader.count(), Ok(4));
-    log.write_all_at(&[0; 24], 3 * 24).unwrap();
-    let index = dir.path().join("s/index");
-    fs::remove_file(&index).unwrap();
-    let other = opened(dir.path(), false);
-    assert_eq!(other.append(["a batch", "of two"], None), Ok(3));
-    fs::remove_file(&index).unwrap();
-    assert_eq!(reader.count(), Ok(5));
+    for hole in [false, true] {
+        let (dir, log, file) = stream_of(4, |n| format!("event {n}"));
+        if hole {
+            file.write_all_at(&[0; 8], entry_at(2)).unwrap();
+        }
+        let reader = opened(dir.path(), true);
+        assert_eq!(reader.count(), Ok(4));
+        log.write_all_at(&[0; 24], 3 * 24).unwrap();
+        let index = dir.path().join("s/index");
+        fs::remove_file(&index).unwrap();
+        let other = opened(dir.path(), false);
+        assert_eq!(other.append(["a batch", "of two"], None), Ok(3));
+        fs::remove_file(&index).unwrap();
+        assert_eq!(reader.count(), Ok(5), "hole: {hole}");
+        assert_eq!(reader.event(4).unwrap().bytes, b"of two");
+    }
 }
 
 /// The index that is gone counts what was appended since anybody looked, in batches of others.
