@@ -1,11 +1,12 @@
-//! Bytes of a writer -> events.
+//! Bytes of a writer -> events -> blocks.
 //!
-//! Pure: knows no file, clock or thread. [`Tally`] follows the bytes of a batch as they are
-//! written, whatever pieces they come in; [`Shape::next`] takes them apart again at the commit,
-//! when index and time are known.
+//! [`Tally`] follows the bytes of a batch as they are written, whatever pieces they come in;
+//! [`Blocks`] makes blocks of them at the commit, when index and time are known.
+//!
+//! Pure: knows no file, clock or thread.
 
-use crate::frame::{MAX_EVENT, OVERHEAD};
-use crate::sys::newline;
+use crate::page::{self, Block, CONT, ENTRY, FIRST, HEADER, LAST, MORE, PAGE, RAW};
+use crate::walk::Tip;
 
 /// How the bytes of a batch divide into events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,33 +15,7 @@ pub enum Shape {
     Lines,
     /// All of it is one event.
     One,
-    /// Before each event its length, a little-endian u32.
-    Sized,
 }
-
-impl Shape {
-    /// The next event at the beginning of `bytes`, and how many bytes it took. None when there is
-    /// none yet; `whole` says that no more bytes will come.
-    pub fn next(self, bytes: &[u8], whole: bool) -> Option<(&[u8], usize)> {
-        match self {
-            Shape::Lines => match newline(bytes) {
-                Some(end) => Some((&bytes[..end], end + 1)),
-                None if whole && !bytes.is_empty() => Some((bytes, bytes.len())),
-                None => None,
-            },
-            Shape::One => whole.then_some((bytes, bytes.len())),
-            Shape::Sized => {
-                let (len, rest) = bytes.split_first_chunk()?;
-                let len = u32::from_le_bytes(*len) as usize;
-                Some((rest.get(..len)?, 4 + len))
-            }
-        }
-    }
-}
-
-/// An event is longer than [`MAX_EVENT`].
-#[derive(Debug, PartialEq, Eq)]
-pub struct TooLong;
 
 /// What is known of a batch from the bytes written so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -54,32 +29,15 @@ pub struct Tally {
 }
 
 impl Tally {
-    /// Counts `bytes` in. Of [`Shape::Sized`] they must be whole events, of [`Shape::One`] the
-    /// event is never complete before the batch is.
-    pub fn push(&mut self, shape: Shape, bytes: &[u8]) -> Result<(), TooLong> {
-        let torn = self.torn();
-        match shape {
-            Shape::One if self.len + bytes.len() as u64 > MAX_EVENT as u64 => return Err(TooLong),
-            Shape::One => {}
-            Shape::Lines => {
-                if torn + bytes.len() as u64 > MAX_EVENT as u64 {
-                    check_lines(torn, bytes)?;
-                }
-                if let Some(last) = bytes.iter().rposition(|&b| b == b'\n') {
-                    self.complete = self.len + last as u64 + 1;
-                    self.events += newlines(bytes);
-                }
-            }
-            Shape::Sized => {
-                if bytes.len() > MAX_EVENT + 4 {
-                    return Err(TooLong);
-                }
-                self.events += 1;
-                self.complete = self.len + bytes.len() as u64;
-            }
+    /// Counts `bytes` in. The event of [`Shape::One`] is never complete before the batch is.
+    pub fn push(&mut self, shape: Shape, bytes: &[u8]) {
+        if shape == Shape::Lines
+            && let Some(last) = bytes.iter().rposition(|&b| b == b'\n')
+        {
+            self.complete = self.len + last as u64 + 1;
+            self.events += newlines(bytes);
         }
         self.len += bytes.len() as u64;
-        Ok(())
     }
 
     /// Bytes behind the last complete event.
@@ -91,11 +49,6 @@ impl Tally {
     pub fn all_events(&self) -> u64 {
         self.events + u64::from(self.torn() > 0)
     }
-
-    /// At most this many bytes of log the batch takes when it ends here.
-    pub fn log_bytes(&self) -> u64 {
-        self.len + OVERHEAD * self.all_events()
-    }
 }
 
 fn newlines(bytes: &[u8]) -> u64 {
@@ -104,87 +57,143 @@ fn newlines(bytes: &[u8]) -> u64 {
     bytes.chunks(255).map(count).sum()
 }
 
-fn check_lines(torn: u64, bytes: &[u8]) -> Result<(), TooLong> {
-    let mut before = torn;
-    for line in bytes.split(|&b| b == b'\n') {
-        if before + line.len() as u64 > MAX_EVENT as u64 {
-            return Err(TooLong);
-        }
-        before = 0;
-    }
-    Ok(())
+/// Makes the blocks of one commit, each as large as its page and the commit allow.
+pub struct Blocks {
+    seed: u64,
+    /// Whole blocks, and the one being filled; what is between them is zeros.
+    out: Vec<u8>,
+    /// Where `out` goes in the log.
+    from: u64,
+    /// The block being filled; of no length before the first.
+    block: Block,
+    /// The last event has begun, and not ended.
+    inside: bool,
+    /// Entries of the index, one for each page that begins with a block of ours,
+    entries: Vec<u8>,
+    /// from the one of this offset on.
+    paged: Option<u64>,
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn split(shape: Shape, mut bytes: &[u8]) -> Vec<Vec<u8>> {
-        let mut events = Vec::new();
-        while let Some((event, used)) = shape.next(bytes, true).filter(|(_, used)| *used > 0) {
-            events.push(event.to_vec());
-            bytes = &bytes[used..];
-        }
-        events
+impl Blocks {
+    /// For a commit at `time`, behind `tip`.
+    pub fn new(seed: u64, tip: &Tip, time: u64) -> Blocks {
+        let at = page::place(tip.end);
+        let block = Block {
+            at,
+            flags: FIRST,
+            prev: tip.crc,
+            index: tip.count,
+            view: tip.view,
+            time,
+            ..Block::default()
+        };
+        let (out, entries) = (vec![0; HEADER], Vec::new());
+        let mut blocks = Blocks { seed, out, from: at, block, inside: false, entries, paged: None };
+        blocks.enter();
+        blocks
     }
 
-    #[test]
-    fn lines_are_events_as_documented() {
-        let split = |bytes: &str| split(Shape::Lines, bytes.as_bytes());
-        assert_eq!(split("a\n\nb\r\n"), [&b"a"[..], b"", b"b\r"]);
-        assert_eq!(split("a\nb"), [b"a", b"b"]);
-        assert_eq!(split("\n"), [b""]);
-        assert!(split("").is_empty());
-        assert_eq!(Shape::Lines.next(b"torn", false), None);
-    }
-
-    #[test]
-    fn the_longest_event_is_16_mib() {
-        let line = vec![b'x'; MAX_EVENT + 1];
-        for (shape, before) in [(Shape::Lines, &b"before\n"[..]), (Shape::One, b"")] {
-            let mut tally = Tally::default();
-            tally.push(shape, before).unwrap();
-            assert_eq!(tally.push(shape, &line), Err(TooLong));
-            tally.push(shape, &line[1..]).unwrap();
-            assert_eq!(tally.push(shape, b"y"), Err(TooLong));
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn lines_are_what_a_line_reader_sees(bytes in "[ab\n]{0,300}", cuts: Vec<prop::sample::Index>) {
-            let expected: Vec<Vec<u8>> = bytes.split_inclusive('\n')
-                .map(|line| line.strip_suffix('\n').unwrap_or(line).as_bytes().to_vec()).collect();
-            prop_assert_eq!(split(Shape::Lines, bytes.as_bytes()), expected.clone());
-
-            let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut.index(bytes.len() + 1)).collect();
-            cuts.sort_unstable();
-            let mut tally = Tally::default();
-            let mut from = 0;
-            for to in cuts.into_iter().chain([bytes.len()]) {
-                tally.push(Shape::Lines, &bytes.as_bytes()[from..to]).unwrap();
-                from = to;
+    /// Adds bytes of a batch of this shape.
+    pub fn push(&mut self, shape: Shape, mut bytes: &[u8]) {
+        let raw = shape == Shape::One;
+        while !bytes.is_empty() {
+            let (now, rest) = bytes.split_at(self.room(raw).min(bytes.len()));
+            self.out.extend_from_slice(now);
+            // No more than a page.
+            self.block.len += now.len() as u16;
+            self.inside = raw || now.last() != Some(&b'\n');
+            if !raw {
+                self.block.events += newlines(now) as u32;
             }
-            prop_assert_eq!(tally.len, bytes.len() as u64);
-            prop_assert_eq!(tally.all_events(), expected.len() as u64);
-            prop_assert_eq!(tally.complete, bytes.rfind('\n').map_or(0, |at| at as u64 + 1));
+            bytes = rest;
         }
+    }
 
-        #[test]
-        fn sized_events_hold_any_bytes(events: Vec<Vec<u8>>) {
-            let mut bytes = Vec::new();
-            for event in &events {
-                bytes.extend(u32::try_from(event.len()).unwrap().to_le_bytes());
-                bytes.extend(event);
+    /// The batch ends: so does its last event.
+    pub fn end(&mut self, shape: Shape) {
+        match shape {
+            Shape::Lines if self.inside => self.push(shape, b"\n"),
+            Shape::Lines => {}
+            Shape::One => {
+                self.push(shape, b"\n");
+                self.block.events = 1;
+                self.inside = false;
             }
-            prop_assert_eq!(split(Shape::Sized, &bytes), events);
         }
+    }
 
-        #[test]
-        fn newlines_are_counted_and_found(bytes in prop::collection::vec(prop_oneof![Just(b'\n'), any::<u8>()], 0..2000)) {
-            prop_assert_eq!(newlines(&bytes), bytes.iter().filter(|&&b| b == b'\n').count() as u64);
-            prop_assert_eq!(newline(&bytes), bytes.iter().position(|&b| b == b'\n'));
+    /// Bytes of log made so far and not yet taken.
+    pub fn len(&self) -> usize {
+        self.out.len()
+    }
+
+    /// Whether there are none: never, for a block is always being filled.
+    pub fn is_empty(&self) -> bool {
+        self.out.is_empty()
+    }
+
+    /// Takes the blocks that are whole: where they go, and their bytes.
+    pub fn take(&mut self) -> (u64, Vec<u8>) {
+        let rest = self.out.split_off((self.block.at - self.from) as usize);
+        let from = std::mem::replace(&mut self.from, self.block.at);
+        (from, std::mem::replace(&mut self.out, rest))
+    }
+
+    /// Takes entries of the index: where they go, and their bytes.
+    pub fn take_entries(&mut self) -> Option<(u64, Vec<u8>)> {
+        let from = self.paged.take()?;
+        Some((page::entry_at(from), std::mem::take(&mut self.entries)))
+    }
+
+    /// Ends the commit, which holds at least one event: the tip behind it; all of it is whole now.
+    pub fn finish(&mut self) -> Tip {
+        self.block.flags |= LAST;
+        let tip = self.seal();
+        // What is taken next ends here.
+        self.block.at = tip.end;
+        tip
+    }
+
+    /// How much more the block being filled takes, or a new one where it takes no more.
+    fn room(&mut self, raw: bool) -> usize {
+        let room = (PAGE - self.block.at % PAGE) as usize - HEADER - usize::from(self.block.len);
+        let begun = self.block.len > 0;
+        // An event of any bytes is alone in its blocks.
+        let other = begun && (raw != self.block.is(RAW) || (raw && !self.inside));
+        if room > 0 && !other {
+            self.block.flags |= if raw { RAW } else { 0 };
+            return room;
         }
+        let before = self.seal();
+        let at = page::place(before.end);
+        self.block = Block {
+            at,
+            flags: if self.inside { CONT } else { 0 },
+            prev: before.crc,
+            index: before.count,
+            time: before.time,
+            view: before.view,
+            ..Block::default()
+        };
+        self.out.resize((at - self.from) as usize + HEADER, 0);
+        self.enter();
+        self.room(raw)
+    }
+
+    /// Keeps the entry of the page that the block being filled begins, if it does.
+    fn enter(&mut self) {
+        if self.block.at.is_multiple_of(PAGE) {
+            self.paged.get_or_insert(self.block.at);
+            self.entries.extend_from_slice(&self.block.index.to_le_bytes());
+            self.entries.extend_from_slice(&self.block.view.to_le_bytes());
+            debug_assert!(self.entries.len().is_multiple_of(ENTRY));
+        }
+    }
+
+    fn seal(&mut self) -> Tip {
+        self.block.flags |= if self.inside { MORE } else { 0 };
+        let at = (self.block.at - self.from) as usize;
+        self.block.seal(self.seed, &mut self.out[at..]);
+        Tip::from(&self.block)
     }
 }

@@ -4,11 +4,9 @@
 //! simulated disk can stop the world between any two of them.
 
 use std::ffi::OsString;
-use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
-use std::io;
-use std::os::unix::fs::{
-    DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown,
-};
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::io::{self, Read};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -43,18 +41,22 @@ pub trait Disk: Send + Sync + 'static {
     /// pwrite(2): may write less than asked for.
     fn write_at(&self, file: &Self::File, bytes: &[u8], at: u64) -> io::Result<usize>;
     /// Makes `from..to`, which is the end of the file, read as zeros and take up its space where
-    /// the file system can promise that. A `large` batch is about to fill it.
-    fn reserve(&self, file: &Self::File, from: u64, to: u64, large: bool) -> io::Result<()>;
+    /// the file system can promise that. What is before `filled` is about to be written.
+    fn reserve(&self, file: &Self::File, from: u64, filled: u64, to: u64) -> io::Result<()>;
+    /// Gives the space of `from..to` back; it reads as zeros then, as far as that can be done.
+    fn punch(&self, file: &Self::File, from: u64, to: u64) -> io::Result<()>;
+    /// Gives up what the page cache holds of a file from `from` on and is not to be written.
+    fn forget(&self, file: &Self::File, from: u64) -> io::Result<()>;
     /// ftruncate(2).
     fn set_len(&self, file: &Self::File, len: u64) -> io::Result<()>;
     /// fdatasync(2).
     fn sync_data(&self, file: &Self::File) -> io::Result<()>;
-    /// fsync(2).
-    fn sync_all(&self, file: &Self::File) -> io::Result<()>;
     /// fstat(2).
     fn stat(&self, file: &Self::File) -> io::Result<Stat>;
     /// Waits for the lock of a file, flock(2): shared for readers, else exclusive.
     fn lock(&self, file: &Self::File, shared: bool) -> io::Result<()>;
+    /// Takes it exclusively, unless that has to be waited for.
+    fn try_lock(&self, file: &Self::File) -> io::Result<bool>;
     /// Gives it back.
     fn unlock(&self, file: &Self::File) -> io::Result<()>;
     /// The identity of the file at `path`.
@@ -65,8 +67,6 @@ pub trait Disk: Send + Sync + 'static {
     fn remove_dir(&self, path: &Path) -> io::Result<()>;
     /// unlink(2).
     fn remove_file(&self, path: &Path) -> io::Result<()>;
-    /// Another file in the place of `old` at `path`, empty, of the same owner and mode.
-    fn replace(&self, path: &Path, old: &Self::File) -> io::Result<Self::File>;
     /// rename(2).
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
     /// fsync(2) of a directory: its names are durable.
@@ -75,6 +75,8 @@ pub trait Disk: Send + Sync + 'static {
     fn streams(&self) -> io::Result<Names>;
     /// The clock: nanoseconds since the Unix epoch.
     fn now(&self) -> u64;
+    /// A number that nobody can guess.
+    fn random(&self) -> io::Result<u64>;
 }
 
 /// A directory of the operating system.
@@ -154,22 +156,29 @@ impl Disk for Real {
         Ok(written)
     }
 
-    fn reserve(&self, file: &File, from: u64, to: u64, large: bool) -> io::Result<()> {
-        // Writing zeros would write a large batch twice. Where it has no room for all of it, or
-        // cannot reserve, a file system takes as many of them as there is room for.
-        if large && sys::allocate(file, from, to).is_ok() {
-            return Ok(());
-        }
+    fn reserve(&self, file: &File, from: u64, filled: u64, to: u64) -> io::Result<()> {
+        let mut at = match sys::allocate(file, from, filled) {
+            Ok(()) => filled,
+            Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => from,
+            Err(error) => return Err(error),
+        };
         // Blocks that hold zeros, not unwritten ones: to fill those in later is a change of
         // metadata, and costs each commit a journal write.
-        let zeros = vec![0; usize::try_from(to - from).map_or(ZEROS, |len| len.min(ZEROS))];
-        let mut at = from;
+        let zeros = vec![0; usize::try_from(to - at).map_or(ZEROS, |len| len.min(ZEROS))];
         while at < to {
             let len = usize::try_from(to - at).map_or(zeros.len(), |left| left.min(zeros.len()));
             file.write_all_at(&zeros[..len], at)?;
             at += len as u64;
         }
         Ok(())
+    }
+
+    fn punch(&self, file: &File, from: u64, to: u64) -> io::Result<()> {
+        sys::punch(file, from, to)
+    }
+
+    fn forget(&self, file: &File, from: u64) -> io::Result<()> {
+        sys::forget(file, from)
     }
 
     fn set_len(&self, file: &File, len: u64) -> io::Result<()> {
@@ -180,10 +189,6 @@ impl Disk for Real {
         file.sync_data()
     }
 
-    fn sync_all(&self, file: &File) -> io::Result<()> {
-        file.sync_all()
-    }
-
     fn stat(&self, file: &File) -> io::Result<Stat> {
         let found = sys::stat(Some(file), Path::new(""))?;
         Ok(Stat { len: found.stx_size, named: found.stx_nlink > 0, identity: identity(&found) })
@@ -191,6 +196,14 @@ impl Disk for Real {
 
     fn lock(&self, file: &File, shared: bool) -> io::Result<()> {
         if shared { file.lock_shared() } else { file.lock() }
+    }
+
+    fn try_lock(&self, file: &File) -> io::Result<bool> {
+        match file.try_lock() {
+            Ok(()) => Ok(true),
+            Err(TryLockError::WouldBlock) => Ok(false),
+            Err(TryLockError::Error(error)) => Err(error),
+        }
     }
 
     fn unlock(&self, file: &File) -> io::Result<()> {
@@ -211,24 +224,6 @@ impl Disk for Real {
 
     fn remove_file(&self, path: &Path) -> io::Result<()> {
         self.file(path, |path| fs::remove_file(path))
-    }
-
-    fn replace(&self, path: &Path, old: &File) -> io::Result<File> {
-        let old = old.metadata()?;
-        self.file(path, |path| {
-            // At most one is left behind, and not for long: whoever comes next needs it, too.
-            let new = path.with_extension("new");
-            let _ = fs::remove_file(&new);
-            let mut options = OpenOptions::new();
-            let file = options.read(true).write(true).create_new(true).mode(0o600).open(&new)?;
-            let made = fchown(&file, Some(old.uid()), Some(old.gid()))
-                .and_then(|()| file.set_permissions(Permissions::from_mode(old.mode() & 0o777)))
-                .and_then(|()| fs::rename(&new, path));
-            if made.is_err() {
-                let _ = fs::remove_file(&new);
-            }
-            made.map(|()| file)
-        })
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
@@ -256,7 +251,13 @@ impl Disk for Real {
     fn now(&self) -> u64 {
         // Before 1970 or after 2554 the log's own order of times takes over.
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        u64::try_from(since.as_nanos()).map_or(u64::MAX / 2, |now| now.min(u64::MAX / 2))
+        u64::try_from(since.as_nanos()).map_or(u64::MAX / 4, |now| now.min(u64::MAX / 4))
+    }
+
+    fn random(&self) -> io::Result<u64> {
+        let mut bytes = [0; 8];
+        File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+        Ok(u64::from_le_bytes(bytes))
     }
 }
 

@@ -16,8 +16,8 @@ pub enum Error {
     NotPermitted,
     /// A name no stream can have, or a write where it makes no sense.
     Invalid,
-    /// An event above 16 MiB.
-    TooLong,
+    /// An event that was dropped.
+    Dropped,
     /// The store was opened for reading only, or is on a file system that became so.
     ReadOnly,
     /// More spilled batches at once than there are descriptors for.
@@ -31,7 +31,7 @@ pub enum Error {
         /// What is wrong.
         what: &'static str,
     },
-    /// The stream takes no appends until it is recovered at the next mount.
+    /// The stream takes no appends.
     Stopped {
         /// The stream.
         stream: String,
@@ -74,7 +74,7 @@ impl Error {
             Error::NotEmpty => libc::ENOTEMPTY,
             Error::NotPermitted => libc::EPERM,
             Error::Invalid | Error::Foreign(_) => libc::EINVAL,
-            Error::TooLong => libc::EMSGSIZE,
+            Error::Dropped => libc::ENODATA,
             Error::ReadOnly => libc::EROFS,
             Error::TooManyBatches => libc::ENFILE,
             Error::Again => libc::EAGAIN,
@@ -115,14 +115,14 @@ impl fmt::Display for Error {
             Error::NotEmpty => f.write_str("the stream holds events"),
             Error::NotPermitted => f.write_str("streams are only ever appended to"),
             Error::Invalid => f.write_str("not a name for a stream, or not a place to write"),
-            Error::TooLong => f.write_str("an event is at most 16 MiB"),
+            Error::Dropped => f.write_str("this event was dropped"),
             Error::ReadOnly => f.write_str("the store can only be read"),
             Error::TooManyBatches => f.write_str("too many large batches are being written"),
             Error::Damaged { stream, index, what } => {
                 write!(f, "stream {stream:?}, event {index}: {what}")
             }
             Error::Stopped { stream, why } => {
-                write!(f, "stream {stream:?} takes no appends until it is mounted again: {why}")
+                write!(f, "stream {stream:?} takes no appends: {why}")
             }
             Error::Unknown { stream, why } => {
                 write!(f, "stream {stream:?}: a commit may have happened or not: {why}")

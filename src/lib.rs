@@ -6,19 +6,18 @@
 //!
 //! | module      | what it does                                    | must not know             |
 //! |-------------|-------------------------------------------------|---------------------------|
-//! | [`frame`]   | bytes <-> frame, every constant of the format   | files, clock, threads     |
-//! | [`index`]   | entries; view offset <-> event                  | files, clock, threads     |
-//! | [`batch`]   | bytes of a writer -> events                     | files, clock, threads     |
-//! | [`recover`] | what was found of a stream -> what to do        | files, clock, threads     |
+//! | [`page`]    | bytes <-> blocks, every constant of the format  | files, clock, threads     |
+//! | [`walk`]    | blocks in order; what recovery is to do         | files, clock, threads     |
+//! | [`batch`]   | bytes of a writer -> events -> blocks           | files, clock, threads     |
 //! | [`status`]  | what was done so far, counted                   | files, clock, threads     |
 //! | [`error`]   | one error type, one match to errno              |                           |
 //! | `sys`       | system calls that std lacks; all of `unsafe`    |                           |
 //! | [`disk`]    | the few effects the engine needs, as one trait  | streams                   |
 //! | `spill`     | a batch until its commit, in bounded memory     | streams                   |
-//! | `log`       | log and index of a stream: where its events are | batches                   |
-//! | [`stream`]  | its open files, reading                         | names, the mounted tree   |
-//! | `mend`      | open and recover                                | names, the mounted tree   |
-//! | [`commit`]  | append: batches, their queue, the commit        | names, the mounted tree   |
+//! | `log`       | open log and index of a stream; recovery        | batches                   |
+//! | `find`      | where an event, a byte, a time is in a log      | batches                   |
+//! | [`reader`]  | a stream's end, and reading                     | names, batches            |
+//! | [`stream`]  | append: batches, their queue, the commit        | names, the mounted tree   |
 //! | [`store`]   | names -> streams                                | the mounted tree          |
 //! | [`check`]   | verify a stream, change nothing                 | the mounted tree          |
 //! | [`proc`]    | what /proc says of the process behind a request |                           |
@@ -27,26 +26,21 @@
 //! | [`wait`]    | those who wait for the next event               | fuser                     |
 //! | [`fuse`]    | fuser's requests: convert, call, reply          |                           |
 //!
-//! Some are cut for length, not for layers: stream, mend and commit are one type; tree, open and
-//! wait know each other.
-//!
 //! `main` reads the arguments, creates every resource, and waits for signals.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod batch;
 pub mod check;
-pub mod commit;
 pub mod disk;
 pub mod error;
-pub mod frame;
+mod find;
 pub mod fuse;
-pub mod index;
 mod log;
-mod mend;
 pub mod open;
+pub mod page;
 pub mod proc;
-pub mod recover;
+pub mod reader;
 mod spill;
 pub mod status;
 pub mod store;
@@ -55,7 +49,9 @@ pub mod stream;
 pub mod sys;
 pub mod tree;
 pub mod wait;
+pub mod walk;
 
 pub use error::{Error, Result};
+pub use reader::Event;
 pub use store::Store;
-pub use stream::{Event, Stream};
+pub use stream::Stream;

@@ -9,17 +9,18 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::batch::Shape;
-use crate::commit;
 use crate::disk::Real;
 use crate::error::{Error, Result};
 use crate::proc::Ending;
-use crate::stream::{Cursor, Stream, lock};
+use crate::reader::Cursor;
+use crate::stream::{self, Stream};
+use crate::sys::lock;
 use crate::tree::{Kind, Node};
 use crate::wait::{Waiters, Wake, Why};
 
 /// Called with what became of a request.
 pub type Answer<R> = Box<dyn FnOnce(Result<R>) + Send>;
-type Batch = commit::Batch<Real>;
+type Batch = stream::Batch<Real>;
 
 /// An open file of a stream.
 pub struct Open {
@@ -191,13 +192,6 @@ impl Open {
             Kind::At => (base, len, _) = stream.meta(index)?,
             _ => {}
         }
-        let cursor = match kind {
-            // Where the first read begins: it need not look for it.
-            Kind::From | Kind::Follow | Kind::At => {
-                Cursor(index, base + crate::frame::HEADER as u64 * index)
-            }
-            _ => Cursor::default(),
-        };
         Ok(Open {
             kind,
             stream,
@@ -205,7 +199,7 @@ impl Open {
             len,
             append,
             through: kind == Kind::Lines || flags & libc::O_DSYNC != 0,
-            reader: Mutex::new(Reader { cursor, ..Reader::default() }),
+            reader: Mutex::default(),
             writer: Mutex::new(writer),
             waiters,
         })

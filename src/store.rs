@@ -10,11 +10,13 @@ use std::sync::{Arc, Mutex, Weak};
 
 use crate::disk::{Disk, Names, Real, is_stream_name};
 use crate::error::{Error, Result};
+use crate::reader::Shared;
 use crate::status::Status;
-use crate::stream::{Shared, Stream, lock};
+use crate::stream::Stream;
+use crate::sys::lock;
 
 /// What `.smolstore` says.
-const FORMAT: &str = "smolstore 1\n";
+const FORMAT: &str = "smolstore 2\n";
 
 /// A directory of streams.
 ///
@@ -192,8 +194,11 @@ impl<D: Disk> Store<D> {
         let stream = self.stream(&name)?;
         let disk = &self.shared.disk;
         stream.empty(|| {
-            let files = ["index", "log"].map(|file| disk.remove_file(&name.join(file)));
-            let removed = files.into_iter().collect::<io::Result<()>>();
+            // Without its log the index would tell of events that got lost.
+            let removed = disk
+                .remove_file(&name.join("index"))
+                .and_then(|()| disk.sync_dir(&name))
+                .and_then(|()| disk.remove_file(&name.join("log")));
             // The directory may hold what is not ours; then the stream stays, still empty.
             removed.and_then(|()| disk.remove_dir(&name)).map_err(Error::os(name.display()))
         })?;

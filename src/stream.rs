@@ -1,190 +1,501 @@
-//! One stream: its open files, and reading. `mend` opens and recovers, [`crate::commit`] appends.
+//! A stream: its reading half, and what waits to be appended to it; batches, the queue in front of
+//! a commit, the commit.
 //!
-//! Readers take no lock: they believe the count, and check every frame.
+//! A commit is one write to the log and one `fdatasync`; then `last` makes it visible. All of it
+//! happens under the stream's mutex and the flock(2) of its log, which is all that several
+//! processes on one store share. Batches that arrive while one is being synced wait in a queue
+//! and share the next sync.
 
-use std::cmp::Ordering;
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
+use std::ops::Deref;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::Instant;
 
-use crate::commit::{Queue, Room};
+use crate::batch::{Blocks, Shape, Tally};
 use crate::disk::Disk;
 use crate::error::{Error, Result};
-use crate::frame::{self, Found, Frame};
-use crate::index::{self, view_offset};
-use crate::log::{Files, Scan};
-use crate::recover::Walk;
-use crate::spill::{Ceiling, PIECE};
-use crate::status::Status;
+use crate::log::{Files, Held};
+use crate::page::{self, HEAD};
+use crate::reader::{Reader, Shared};
+use crate::spill::{Spill, write_all};
+use crate::sys::{lock, try_lock};
+use crate::walk::{Pages, Tip};
 
-/// At most this many streams have their files open, beside those in the middle of a request.
-const OPEN: usize = 256;
-/// An event of this size is kept after it was checked, for it is likely read in pieces.
-const BIG: u64 = 512 << 10;
+/// So many of the callers' threads may be committing; beyond that a commit gets one of its own, so
+/// that slow ones leave a mount with threads for those who want something else.
+const LEADERS: usize = 72;
+/// Batches share a sync up to this many bytes; a larger one goes alone.
+const GROUP: u64 = 1 << 20;
+/// So many bytes of log are written at once.
+const WRITE: usize = 256 << 10;
+/// A clock that is behind by more is worth a line in the operator's log: nanoseconds.
+const LATE: u64 = 1_000_000_000;
 
-/// Locks, also after a panic: what is guarded is only ever replaced as a whole.
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+/// Called with the index of a batch's first event, or why there is none.
+pub type Done = Box<dyn FnOnce(Result<u64>) + Send>;
+
+struct Job<D: Disk> {
+    batch: Batch<D>,
+    guard: Option<u64>,
+    begun: Instant,
+    done: Done,
 }
 
-/// As [`lock`]; None when somebody has it.
-fn try_lock<T>(mutex: &Mutex<T>) -> Option<MutexGuard<'_, T>> {
-    match mutex.try_lock() {
-        Err(TryLockError::WouldBlock) => None,
-        Err(TryLockError::Poisoned(guard)) => Some(guard.into_inner()),
-        Ok(guard) => Some(guard),
-    }
+/// Batches that wait for a commit.
+struct Queue<D: Disk> {
+    jobs: VecDeque<Job<D>>,
+    /// A thread is committing, and will look here again. Without one the queue is empty.
+    leading: bool,
 }
 
-/// What all streams of a store share.
-pub(crate) struct Shared<D: Disk> {
-    pub(crate) disk: Arc<D>,
-    pub(crate) read_only: bool,
-    pub(crate) log: Box<dyn Fn(&str) + Send + Sync>,
-    pub(crate) ceiling: Arc<Ceiling>,
-    pub(crate) status: Status,
-    /// How many threads are committing for others.
-    pub(crate) leading: AtomicUsize,
-    /// How many are making room for a write.
-    pub(crate) reserving: AtomicUsize,
-    /// Streams that take no appends, by the identity of their log: this outlives any cache.
-    pub(crate) stopped: Mutex<HashMap<u64, &'static str>>,
-    /// Those with open files; the next to close them is in front. None when all were let go of.
-    open: Mutex<Option<VecDeque<Arc<Stream<D>>>>>,
-    /// The last large event read.
-    big: Mutex<Option<Big>>,
-}
-
-impl<D: Disk> Shared<D> {
-    pub(crate) fn new(disk: D, read_only: bool, log: Box<dyn Fn(&str) + Send + Sync>) -> Self {
-        Shared {
-            disk: Arc::new(disk),
-            read_only,
-            log,
-            ceiling: Arc::default(),
-            status: Status::default(),
-            leading: AtomicUsize::new(0),
-            reserving: AtomicUsize::new(0),
-            stopped: Mutex::default(),
-            open: Mutex::new(Some(VecDeque::new())),
-            big: Mutex::default(),
-        }
-    }
-
-    /// Takes in a stream that has just opened its files, and closes those of another one: the
-    /// first that was not used since it was last looked at (the CLOCK algorithm).
-    fn admit(&self, stream: Arc<Stream<D>>) {
-        let mut open = lock(&self.open);
-        let Some(open) = &mut *open else {
-            return;
-        };
-        open.push_back(stream);
-        let mut spared = 0;
-        while open.len() > OPEN && spared < 2 * OPEN {
-            let Some(oldest) = open.pop_front() else {
-                return;
-            };
-            // One that is being opened or closed right now is left to whoever does it.
-            let idle = !oldest.used.swap(false, Relaxed);
-            let files = try_lock(&oldest.files).filter(|_| idle);
-            let closed = files.map(|mut files| *files = None).is_some();
-            if !closed {
-                open.push_back(oldest);
-                spared += 1;
-            }
-        }
-    }
-
-    /// Lets go of all streams: each of them holds this.
-    pub(crate) fn close(&self) {
-        *lock(&self.open) = None;
-    }
-}
-
-/// Identity of the log, index, header of the frame, line.
-type Big = (u64, u64, [u8; frame::HEADER], Arc<[u8]>);
-
-/// The end of a stream.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Tip {
-    /// How many events there are.
-    pub(crate) count: u64,
-    /// Log offset behind the last one.
-    pub(crate) end: u64,
-    /// When the last one was committed, 0 when there is none.
-    pub(crate) time: u64,
-    /// It may come to less: the disk lost some of them, or who only reads saw what is not counted.
-    pub(crate) guessed: bool,
-}
-
-impl Tip {
-    pub(crate) fn view(&self) -> u64 {
-        view_offset(self.count, self.end)
-    }
-}
-
-/// What a glance at a stream shows.
-pub(crate) enum Glance {
-    /// There is more than was seen, or an error; to see it somebody may have to be waited for.
-    More,
-    Nothing,
-    /// It was removed, or another mount renamed it.
-    Gone,
-}
-
-/// Where a reader was: event and log offset. A hint, checked when used.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Cursor(pub(crate) u64, pub(crate) u64);
-
-/// An event as it was read.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Event {
-    /// Its place in the stream, from 0.
-    pub index: u64,
-    /// When it was committed: nanoseconds since the Unix epoch. Strictly greater from batch to
-    /// batch, the same within one.
-    pub time: u64,
-    /// Its bytes.
-    pub bytes: Vec<u8>,
-}
-
-/// A stream of a store: see [`Store::stream`](crate::store::Store::stream).
+/// A stream of a store: see [`Store::stream`](crate::store::Store::stream). What is read is asked of
+/// its [`Reader`].
 pub struct Stream<D: Disk> {
-    pub(crate) shared: Arc<Shared<D>>,
-    pub(crate) name: Mutex<PathBuf>,
-    /// The identity of the log when it was last opened, 0 before.
-    pub(crate) identity: Mutex<u64>,
-    pub(crate) files: Mutex<Option<Arc<Files<D>>>>,
-    pub(crate) used: AtomicBool,
-    pub(crate) tip: Mutex<Tip>,
-    pub(crate) queue: Mutex<Queue<D>>,
-    /// Held while the log changes.
-    pub(crate) writer: Mutex<()>,
-    /// How long log and index were when last seen.
-    pub(crate) room: Mutex<Room>,
-    /// Log bytes and events of batches not yet committed.
-    pub(crate) pending: Mutex<(u64, u64)>,
+    reader: Arc<Reader<D>>,
+    queue: Mutex<Queue<D>>,
+    /// How long the log was when last seen.
+    room: AtomicU64,
+    /// It was said that the clock is behind.
+    late: AtomicBool,
+}
+
+impl<D: Disk> Deref for Stream<D> {
+    type Target = Arc<Reader<D>>;
+
+    fn deref(&self) -> &Arc<Reader<D>> {
+        &self.reader
+    }
 }
 
 impl<D: Disk> Stream<D> {
     pub(crate) fn new(shared: Arc<Shared<D>>, name: PathBuf) -> Arc<Stream<D>> {
         Arc::new(Stream {
-            shared,
-            name: Mutex::new(name),
-            identity: Mutex::new(0),
-            files: Mutex::new(None),
-            used: AtomicBool::new(false),
-            tip: Mutex::default(),
+            reader: Reader::new(shared, name),
             queue: Mutex::new(Queue { jobs: VecDeque::new(), leading: false }),
-            writer: Mutex::default(),
-            room: Mutex::default(),
-            pending: Mutex::default(),
+            room: AtomicU64::new(0),
+            late: AtomicBool::new(false),
         })
     }
 
-    pub(crate) fn name(&self) -> PathBuf {
-        lock(&self.name).clone()
+    /// An empty batch, to be filled with [`Batch::push`] and committed with [`Stream::commit`].
+    pub fn batch(self: &Arc<Self>, shape: Shape) -> Batch<D> {
+        Batch { stream: self.clone(), parts: vec![self.part(shape)], len: 0, reserved: 0 }
+    }
+
+    fn part(&self, shape: Shape) -> Part<D> {
+        let spill = Spill::new(self.shared.disk.clone(), self.shared.ceiling.clone());
+        Part { shape, tally: Tally::default(), spill }
+    }
+
+    /// Appends `events`, any bytes each, as one batch; returns the index of the first. With a
+    /// `guard` only if that index is the guard, else [`Error::Exists`]. When it returns they are
+    /// durable. No events: nothing happens.
+    pub fn append<E: AsRef<[u8]>>(
+        self: &Arc<Self>,
+        events: impl IntoIterator<Item = E>,
+        guard: Option<u64>,
+    ) -> Result<u64> {
+        let mut batch = self.batch(Shape::Lines);
+        for event in events {
+            batch.event(event.as_ref())?;
+        }
+        self.commit(batch, guard)
+    }
+
+    /// Commits a batch, like [`Stream::append`].
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for a batch of another stream.
+    pub fn commit(self: &Arc<Self>, batch: Batch<D>, guard: Option<u64>) -> Result<u64> {
+        if !Arc::ptr_eq(self, &batch.stream) {
+            return Err(Error::Invalid);
+        }
+        let (done, answer) = mpsc::channel();
+        let done = Box::new(move |result| {
+            // Whoever asked is waiting below.
+            let _ = done.send(result);
+        });
+        if self.enqueue(batch, guard, done) {
+            self.commit_group();
+            if !self.idle() {
+                // Those that came meanwhile must not keep this caller from going on.
+                self.shared.leading.fetch_add(1, Relaxed);
+                if !self.lead_elsewhere() {
+                    self.lead();
+                }
+            }
+        }
+        let lost = |_| self.os("log")(std::io::Error::other("the commit was given up"));
+        answer.recv().map_err(lost)?
+    }
+
+    /// Commits a batch and calls `done`; here, or on the thread that is committing already. That
+    /// one also commits what others bring meanwhile, so nobody has to wait in a thread.
+    pub fn submit(self: &Arc<Self>, batch: Batch<D>, guard: Option<u64>, done: Done) {
+        if self.enqueue(batch, guard, done) {
+            self.commit_queue();
+        }
+    }
+
+    /// Commits what is in the queue: for who was told so by [`Stream::enqueue`].
+    pub(crate) fn commit_queue(self: &Arc<Self>) {
+        if self.shared.leading.fetch_add(1, Relaxed) < LEADERS || !self.lead_elsewhere() {
+            self.lead();
+        }
+    }
+
+    /// Leaves the lead to a thread of its own. False when there are no more threads.
+    fn lead_elsewhere(self: &Arc<Self>) -> bool {
+        let stream = self.clone();
+        let thread = std::thread::Builder::new().spawn(move || stream.lead());
+        thread.is_ok()
+    }
+
+    /// Puts a batch in the queue. True when nobody is committing: it is for the caller to.
+    pub(crate) fn enqueue(&self, batch: Batch<D>, guard: Option<u64>, done: Done) -> bool {
+        let mut queue = lock(&self.queue);
+        queue.jobs.push_back(Job { batch, guard, begun: Instant::now(), done });
+        !std::mem::replace(&mut queue.leading, true)
+    }
+
+    /// Commits what is in the queue, as one of the leaders that are counted.
+    fn lead(self: &Arc<Self>) {
+        while !self.idle() {
+            self.commit_group();
+        }
+        self.shared.leading.fetch_sub(1, Relaxed);
+    }
+
+    fn idle(&self) -> bool {
+        let mut queue = lock(&self.queue);
+        queue.leading = !queue.jobs.is_empty();
+        !queue.leading
+    }
+
+    /// Commits the next batch and those behind it that fit, with one sync.
+    fn commit_group(self: &Arc<Self>) {
+        let mut group = Vec::new();
+        let mut size = 0;
+        let mut queue = lock(&self.queue);
+        while let Some(job) = queue.jobs.front() {
+            size += job.batch.len();
+            if size > GROUP && !group.is_empty() {
+                break;
+            }
+            group.extend(queue.jobs.pop_front());
+        }
+        drop(queue);
+        let results = self.attempt(&group);
+        let status = &self.shared.status;
+        for (job, result) in group.into_iter().zip(results) {
+            let (events, len) = (job.batch.all_events(), job.batch.len());
+            match &result {
+                Ok(_) if len == 0 => {}
+                Ok(_) => status.batch(events, len, job.begun.elapsed().as_nanos() as u64),
+                Err(error) => self.refused(error),
+            }
+            // A fault there must not keep this thread from those who wait behind.
+            let told = catch_unwind(AssertUnwindSafe(|| {
+                (job.done)(result);
+                // What it had reserved goes back, which may take its time.
+                drop(job.batch);
+            }));
+            if told.is_err() {
+                (self.shared.log)("the answer to a commit ended in a fault");
+            }
+        }
+    }
+
+    /// Counts an append that was refused.
+    pub(crate) fn refused(&self, error: &Error) {
+        self.shared.status.refused(*error == Error::Exists);
+    }
+
+    /// Commits these batches as one unit: what each is to be told.
+    fn attempt(self: &Arc<Self>, group: &[Job<D>]) -> Vec<Result<u64>> {
+        // What was durable before, as far as is known.
+        let mut before = lock(&self.tip).count;
+        let commit = || {
+            self.locked(|files, tip| {
+                before = tip.count;
+                let (places, count) = place(tip, group);
+                if count > tip.count {
+                    self.write(files, tip, group, &places)?;
+                }
+                Ok(places)
+            })
+        };
+        let outcome = catch_unwind(AssertUnwindSafe(commit));
+        match outcome.unwrap_or_else(|_| Err(self.unknown(&"a fault in smolstore"))) {
+            Ok(places) => places,
+            // One that finds no room must not take others with it.
+            Err(error) if error.no_room() && group.len() > 1 => {
+                group.chunks(1).flat_map(|job| self.attempt(job)).collect()
+            }
+            Err(error) => {
+                let told = |job: &Job<D>| match job.guard {
+                    // Nothing of it can have failed.
+                    None if job.batch.is_empty() => Ok(before),
+                    // A guard that lost to what is durable is told so, whatever became of the others.
+                    Some(guard) if guard < before => Err(Error::Exists),
+                    _ => Err(error.clone()),
+                };
+                group.iter().map(told).collect()
+            }
+        }
+    }
+
+    /// Steps 2 to 5 of a commit: room, blocks, sync, `last`.
+    fn write(
+        &self,
+        files: &Files<D>,
+        tip: Tip,
+        group: &[Job<D>],
+        places: &[Result<u64>],
+    ) -> Result<()> {
+        let (disk, log) = (self.disk(), files.log()?);
+        let placed = || group.iter().zip(places).filter(|(_, place)| place.is_ok());
+        let bytes: u64 = placed().map(|(job, _)| job.batch.room()).sum();
+        let first = tip.count == 0;
+        let mut head = *lock(&files.head);
+        if first {
+            // Of an odd number no time comes to 0.
+            head.seed =
+                if head.seed == 0 { disk.random().map_err(self.os("log"))? | 1 } else { head.seed };
+            // It takes up room for what is to be written last.
+            files.publish(0, head.seed)?;
+        }
+        // Where there is no room for the step ahead there may be for the batch.
+        let _ = self.grow(files, tip.end + bytes);
+        let mut blocks = Blocks::new(head.seed, &tip, self.time(tip)?);
+        let flush = |blocks: &mut Blocks| -> std::io::Result<()> {
+            match blocks.take() {
+                // While there are no events, with the head: it may be in the cache only.
+                (at, bytes) if first && at == HEAD as u64 => {
+                    write_all(disk, log, &[&head.encode()[..], &bytes].concat(), 0)?;
+                }
+                (at, bytes) => write_all(disk, log, &bytes, at)?,
+            }
+            if let Some(((at, entries), index)) = blocks.take_entries().zip(files.index.as_ref()) {
+                // Hints: without them the pages are asked.
+                let _ = write_all(disk, index, &entries, at);
+            }
+            Ok(())
+        };
+        let mut fill = || -> Result<Tip> {
+            for part in placed().flat_map(|(job, _)| &job.batch.parts) {
+                part.spill.pieces(0, |_, bytes| {
+                    blocks.push(part.shape, bytes);
+                    match blocks.len() {
+                        WRITE.. => flush(&mut blocks).map_err(self.os("log")),
+                        _ => Ok(()),
+                    }
+                })?;
+                blocks.end(part.shape);
+            }
+            let new = blocks.finish();
+            flush(&mut blocks).map_err(self.os("log")).map(|()| new)
+        };
+        let new = match fill() {
+            // Its last block is not there, so it comes to nothing.
+            Err(error) if error.no_room() => return Err(error),
+            filled => filled.map_err(|error| self.doubt(files, &error))?,
+        };
+        // Those who wait for the disk at the same time may be many.
+        drop(blocks);
+        let synced = disk.sync_data(log).map_err(self.os("log"));
+        let named = || if first { files.sync_names() } else { Ok(()) };
+        let published =
+            synced.and_then(|()| named()).and_then(|()| files.publish(new.at, head.seed));
+        // A client cut off from a distributed file system may learn it here.
+        let told = published.and_then(|()| disk.stat(log).map_err(self.os("log")));
+        told.map_err(|error| self.doubt(files, &error))?;
+        *lock(&files.head) = head;
+        files.seen.store(new.at, Relaxed);
+        *lock(&self.tip) = new;
+        self.shared.status.commit();
+        Ok(())
+    }
+
+    /// The time of a commit behind `tip`.
+    fn time(&self, tip: Tip) -> Result<u64> {
+        let now = self.disk().now();
+        if tip.time > now.saturating_add(LATE) && !self.late.swap(true, Relaxed) {
+            let ahead = (tip.time - now) / LATE;
+            (self.shared.log)(&format!(
+                "stream {:?}: the clock is {ahead} s behind the time of its last event; until it \
+                 has caught up, new events get that time and a nanosecond more each",
+                self.title()
+            ));
+        }
+        let time = now.max(tip.time + 1);
+        // Blocks have no later one. No clock says so: whoever could write such a log must not stop
+        // the others.
+        let why = "no time is later than that of its last event";
+        let stopped = Error::Stopped { stream: self.title(), why };
+        if time < page::MAX { Ok(time) } else { Err(stopped) }
+    }
+
+    /// What became of a commit is not known: the next to use the stream finds out.
+    fn doubt(&self, files: &Files<D>, error: &Error) -> Error {
+        files.stale.store(true, Relaxed);
+        self.unknown(error)
+    }
+
+    pub(crate) fn unknown(&self, error: &dyn std::fmt::Display) -> Error {
+        Error::Unknown { stream: self.title(), why: error.to_string() }
+    }
+
+    /// Runs `change` on the stream as it is, under its locks.
+    fn locked<R>(self: &Arc<Self>, change: impl FnOnce(&Files<D>, Tip) -> Result<R>) -> Result<R> {
+        if self.shared.read_only {
+            return Err(Error::ReadOnly);
+        }
+        let _writer = lock(&self.writer);
+        // Each turn finds what another process left; nobody can do that forever.
+        for turn in 0..16 {
+            let (files, _) = self.look()?;
+            if let Some((why, _)) = files.lost {
+                return Err(Error::Stopped { stream: self.title(), why });
+            }
+            if let Some(error) = files.unmended.as_ref().filter(|_| turn > 0) {
+                return Err(error.clone());
+            }
+            if files.unmended.is_none() {
+                let held = Held::new(self.shared.disk.clone(), files.log.as_ref(), false);
+                let held = held.map_err(self.os("log"))?;
+                if let Some(tip) = self.ready(&files)? {
+                    let result = change(&files, tip);
+                    let released = held.release().map_err(self.os("log"));
+                    // Nobody is to be told that it is stored, or not, by who lost the lock.
+                    return match released {
+                        Err(error) => Err(self.doubt(&files, &error)),
+                        Ok(()) => result,
+                    };
+                }
+            }
+            drop(files);
+            self.close();
+        }
+        Err(self.os("log")(std::io::Error::other("it does not stay recovered")))
+    }
+
+    /// As [`Stream::locked`]; None where somebody would have to be waited for, or recovery is due.
+    fn try_locked<R>(
+        self: &Arc<Self>,
+        change: impl FnOnce(&Files<D>, Tip) -> Result<R>,
+    ) -> Result<Option<R>> {
+        let Some(_writer) = try_lock(&self.writer) else {
+            return Ok(None);
+        };
+        let (files, _) = self.look()?;
+        if files.lost.is_some() || files.unmended.is_some() || !files.write {
+            return Ok(None);
+        }
+        let held = Held::try_new(self.shared.disk.clone(), files.log()?);
+        let Some(held) = held.map_err(self.os("log"))? else {
+            return Ok(None);
+        };
+        let Some(tip) = self.ready(&files)? else {
+            return Ok(None);
+        };
+        let result = change(&files, tip)?;
+        held.release().map_err(self.os("log"))?;
+        Ok(Some(result))
+    }
+
+    /// The end of a stream that can be appended to as it is, under the locks: the files have their
+    /// names, `last` is known, and nobody has left anything behind it.
+    fn ready(&self, files: &Files<D>) -> Result<Option<Tip>> {
+        let Some(tip) = self.seen(files)?.filter(|_| files.lost.is_none()) else {
+            return Ok(None);
+        };
+        let len = files.len()?;
+        self.room.store(len, Relaxed);
+        if !files.named()? || len < tip.end && tip.count > 0 {
+            return Ok(None);
+        }
+        if tip.count == 0 {
+            // The first commit makes the name durable: it must be the stream's still.
+            let named = self.disk().identity(&files.name.join("log")).ok();
+            if named != Some(files.identity) || !files.same_head()? {
+                return Ok(None);
+            }
+        }
+        let behind = files.scan(0)?.block(files.seed(), page::place(tip.end))?;
+        Ok(Some(tip).filter(|tip| !behind.is_some_and(|block| tip.leads_to(&block))))
+    }
+
+    // ---- room --------------------------------------------------------------------------------
+
+    /// Makes the log as long as needed, and a step ahead.
+    fn grow(&self, files: &Files<D>, needed: u64) -> Result<()> {
+        let len = self.room.load(Relaxed);
+        if needed <= len {
+            return Ok(());
+        }
+        let (log, to) = (files.log()?, page::grown(needed));
+        let filled = needed.next_multiple_of(page::PAGE).min(to);
+        if let Err(error) = self.disk().reserve(log, len, filled, to).map_err(self.os("log")) {
+            let got = files.len()?;
+            self.room.store(got, Relaxed);
+            // The step ahead may have been too much, what is needed not.
+            if got < needed {
+                if error.no_room() {
+                    // Give back what was taken: others may need it.
+                    self.disk().set_len(log, len).map_err(self.os("log"))?;
+                    self.room.store(len, Relaxed);
+                }
+                return Err(error);
+            }
+            return Ok(());
+        }
+        self.room.store(to, Relaxed);
+        Ok(())
+    }
+
+    /// Takes up room for `bytes` more of log, so that it is the write that meets a full disk, not the
+    /// commit; where somebody has the lock it is the commit.
+    fn reserve(self: &Arc<Self>, bytes: u64) -> Result<()> {
+        let pending = self.pending.fetch_add(bytes, Relaxed) + bytes;
+        let end = lock(&self.tip).end;
+        if self.shared.read_only {
+            return Err(Error::ReadOnly);
+        }
+        if self.room.load(Relaxed) >= end + pending {
+            return Ok(());
+        }
+        self.try_locked(|files, tip| self.grow(files, tip.end + pending)).map(drop)
+    }
+
+    /// A batch is committed or given up. What was reserved for a large one goes back.
+    fn release(self: &Arc<Self>, bytes: u64) {
+        let pending = self.pending.fetch_sub(bytes, Relaxed) - bytes;
+        if bytes < page::STEP {
+            return;
+        }
+        // When it does not work the space is given back when the stream is opened next.
+        let _ = self.try_locked(|files, tip| {
+            let keep = page::grown(tip.end + pending);
+            if self.room.load(Relaxed) > keep {
+                self.disk().set_len(files.log()?, keep).map_err(self.os("log"))?;
+                self.room.store(keep, Relaxed);
+            }
+            Ok(())
+        });
+    }
+
+    // ---- names -------------------------------------------------------------------------------
+
+    /// Runs `remove` under the locks of the stream, unless it keeps events.
+    pub(crate) fn empty(self: &Arc<Self>, remove: impl FnOnce() -> Result<()>) -> Result<()> {
+        self.locked(|files, tip| match files.head()?.first {
+            first if first == tip.count => remove(),
+            _ => Err(Error::NotEmpty),
+        })
     }
 
     /// Gives the stream another name by `rename`, while it commits nothing.
@@ -195,524 +506,125 @@ impl<D: Disk> Stream<D> {
     ) -> Result<()> {
         let _writer = lock(&self.writer);
         let files = self.files()?;
-        // Closing what is open gives the lock back; it would also sync the old name's directory.
-        self.disk().lock(&files.log, false).map_err(self.os("log"))?;
+        let held = Held::new(self.shared.disk.clone(), files.log.as_ref(), false);
+        let held = held.map_err(self.os("log"))?;
         let renamed = rename();
         if renamed.is_ok() {
             *lock(&self.name) = name.into();
         }
-        let unlocked = self.disk().unlock(&files.log).map_err(self.os("log"));
+        // XFS reports a shutdown to who syncs a file, not to who syncs the directory.
+        let synced = files.log.as_ref().map_or(Ok(()), |log| self.disk().sync_data(log));
+        let released = synced.and_then(|()| held.release()).map_err(self.os("log"));
         self.close();
-        renamed.and(unlocked)
-    }
-
-    pub(crate) fn identity(&self) -> u64 {
-        *lock(&self.identity)
-    }
-
-    pub(crate) fn disk(&self) -> &D {
-        &self.shared.disk
-    }
-
-    pub(crate) fn title(&self) -> String {
-        self.name().to_string_lossy().into_owned()
-    }
-
-    pub(crate) fn os(&self, what: &str) -> impl FnOnce(std::io::Error) -> Error {
-        move |error| Error::os(format!("{}/{what}", self.title()))(error)
-    }
-
-    // ---- files -------------------------------------------------------------------------------
-
-    pub(crate) fn files(self: &Arc<Self>) -> Result<Arc<Files<D>>> {
-        let mut slot = lock(&self.files);
-        self.used.store(true, Relaxed);
-        if let Some(files) = &*slot {
-            return Ok(files.clone());
-        }
-        let files = Arc::new(self.open()?);
-        *slot = Some(files.clone());
-        drop(slot);
-        self.shared.admit(self.clone());
-        Ok(files)
-    }
-
-    /// Closes the files: the next to need them opens them again, by name.
-    pub(crate) fn close(&self) {
-        *lock(&self.files) = None;
-        if let Some(open) = &mut *lock(&self.shared.open) {
-            open.retain(|stream| !std::ptr::eq(&raw const **stream, self));
-        }
-    }
-
-    // ---- reading -----------------------------------------------------------------------------
-
-    pub(crate) fn files_and_tip(self: &Arc<Self>) -> Result<(Arc<Files<D>>, Tip)> {
-        // What is opened anew is right, unless it changed again.
-        for turn in 0..3 {
-            let files = self.files()?;
-            let index = self.disk().stat(&files.index).map_err(self.os("index"))?;
-            let stale = match (index.named, files.counted) {
-                // There may be room by now.
-                _ if files.full() => turn == 0,
-                (true, true) => false,
-                // One that does not count stays what it is until it does.
-                (true, false) => {
-                    files.header()?.is_some() || (!files.write && self.gave_way(&files)?)
-                }
-                // The index was deleted, or the stream. Where we may not make another, it is an old
-                // or a private one until there is one.
-                (false, _) => {
-                    files.write
-                        || self.disk().identity(&self.name().join("index")).is_ok()
-                        || self.gave_way(&files)?
-                }
-            };
-            if !stale && let Some(tip) = self.tip_of(&files)? {
-                return Ok((files, tip));
-            }
-            drop(files);
-            self.close();
-        }
-        Err(self.os("index")(std::io::Error::other("it does not stay this stream's")))
-    }
-
-    /// Where there is no index and we may not make one: whether others had one meanwhile, and
-    /// appended behind the end that we saw, or in the place of what the disk lost. What we have may
-    /// count half of their batches.
-    fn gave_way(&self, files: &Files<D>) -> Result<bool> {
-        if self.identity() == 0 {
-            // There was no log.
-            return Ok(self.disk().identity(&files.name.join("log")).is_ok());
-        }
-        let (tip, mut scan) = (*lock(&self.tip), files.scan(0));
-        // By its header: the event may be large.
-        let is_of = |scan: &mut Scan<'_, D>, at, time: u64| {
-            let head = scan.fill(at, frame::HEADER);
-            head.map(|head| head.get(8..16) == Some(&time.to_le_bytes()))
-        };
-        if files.lost.is_none()
-            && let Some(last) = tip.count.checked_sub(1)
-        {
-            let at = match files.entry(last)? {
-                // A hole, which one of our own has not.
-                0 if last > 0 && files.counted => return Ok(true),
-                0 => files.locate(&mut scan, last).ok(),
-                at => Some(at),
-            };
-            // What cannot be read is not another one.
-            if !at.is_some_and(|at| is_of(&mut scan, at, tip.time).unwrap_or(true)) {
-                // What was only found, not counted, is damaged until there is another one.
-                let mut walk = files.last_sound(&mut scan, last)?;
-                let next = scan.frame(walk.next, walk.at);
-                return Ok(
-                    !tip.guessed || matches!(next, Ok(Found::Frame(next)) if walk.step(&next))
-                );
-            }
-        }
-        let (end, from) = match files.lost {
-            Some(lost) => (lost, files.last_sound(&mut scan, lost)?),
-            None => (tip.count, Walk { time: tip.time, ..Walk::new(tip.count, tip.end, None) }),
-        };
-        let mut walk = *files.torn();
-        // A batch without its end may be long, and is walked over once.
-        if !walk.inside || is_of(&mut scan, from.at, walk.time) != Ok(true) {
-            walk = from;
-        }
-        while let Ok(Found::Frame(frame)) = scan.frame(walk.next, walk.at)
-            && walk.step(&frame)
-        {}
-        *files.torn() = walk;
-        Ok(walk.whole > end)
-    }
-
-    /// How much there is to see now; None when the index is not this log's any more.
-    pub(crate) fn tip_of(&self, files: &Files<D>) -> Result<Option<Tip>> {
-        let tip = *lock(&self.tip);
-        if !files.counted {
-            return Ok(Some(tip));
-        }
-        let Some(count) = files.header()? else {
-            return Ok(None);
-        };
-        let lost = files.lost.is_some();
-        match count.cmp(&tip.count) {
-            // Never less than was seen already. What a lost stream's index counts is all that is known
-            // of it.
-            Ordering::Less if !(lost && tip.guessed) => return Ok(Some(tip)),
-            Ordering::Equal if tip.guessed == lost => return Ok(Some(tip)),
-            Ordering::Greater if !lost => {}
-            // What was seen is counted now, or came to nothing and others appended in its place.
-            _ => return Ok(None),
-        }
-        // By its last event: the index may have a hole where that begins.
-        let mut scan = files.scan(0);
-        let at = match files.locate(&mut scan, count - 1) {
-            // Recovery finds out what is there, and what is missing.
-            Err(Error::Damaged { .. }) => return Ok(None),
-            at => at?,
-        };
-        let last = match scan.frame(count - 1, at)? {
-            Found::Frame(frame) if frame.last => frame,
-            // Or it is half of a batch, in the place of others that the disk lost.
-            _ => return Ok(None),
-        };
-        let mut seen = lock(&self.tip);
-        if count > seen.count {
-            *seen = Tip { count, end: at + last.size(), time: last.time, guessed: false };
-        }
-        Ok(Some(*seen))
-    }
-
-    /// How much there is to see now.
-    pub(crate) fn tip(self: &Arc<Self>) -> Result<Tip> {
-        Ok(self.files_and_tip()?.1)
-    }
-
-    /// Whoever has seen less than this of the view has something to see: more, or an error.
-    pub(crate) fn news(self: &Arc<Self>) -> Result<u64> {
-        let (files, tip) = self.files_and_tip()?;
-        Ok(files.ended(tip.count).map_or(u64::MAX, |()| tip.view()))
-    }
-
-    /// Whether there is more than up to the view offset `seen`, for who must not wait for anybody. It
-    /// opens nothing for good: that may take the log's lock.
-    pub(crate) fn glance(&self, seen: u64) -> Glance {
-        let Some(slot) = try_lock(&self.files) else {
-            // Somebody is opening them: the next time.
-            return Glance::Nothing;
-        };
-        let (files, tip) = (slot.clone(), *lock(&self.tip));
-        drop(slot);
-        let named = |files: &Files<D>| self.disk().stat(&files.index).is_ok_and(|stat| stat.named);
-        match files {
-            Some(files) if files.ended(tip.count).is_err() => Glance::More,
-            Some(files) if files.counted && !files.full() && named(&files) => {
-                self.used.store(true, Relaxed);
-                match self.tip_of(&files) {
-                    Ok(Some(tip)) if tip.view() <= seen => Glance::Nothing,
-                    _ => Glance::More,
-                }
-            }
-            Some(files)
-                if !(files.write || files.counted && named(&files))
-                    && self.gave_way(&files).unwrap_or(true) =>
-            {
-                Glance::More
-            }
-            // What somebody else came to know meanwhile.
-            _ if tip.view() > seen => Glance::More,
-            _ => self.glance_by_name(tip.count),
-        }
-    }
-
-    /// Whether there are more than `seen` events in what has the stream's name.
-    fn glance_by_name(&self, seen: u64) -> Glance {
-        let (disk, name, known) = (self.disk(), self.name(), self.identity());
-        let open = |what| disk.open(&name.join(what), false);
-        let none = |error: &std::io::Error| error.kind() == std::io::ErrorKind::NotFound;
-        let gone = || match try_lock(&self.writer) {
-            Some(_) if self.name() == name => Glance::Gone,
-            // Renamed here in this moment: who does that tells those who wait.
-            _ => Glance::Nothing,
-        };
-        let files = match (open("log"), open("index")) {
-            // Where it may not be made there is none before the first writer comes.
-            (Err(error), _) if none(&error) && (known != 0 || disk.identity(&name).is_err()) => {
-                return gone();
-            }
-            (Ok(log), index) => disk.stat(&log).map(|stat| (log, index, stat.identity)),
-            (Err(error), _) => Err(error),
-        };
-        match files {
-            Ok((_, _, identity)) if ![0, identity].contains(&known) => gone(),
-            Ok((log, Ok(index), identity)) => {
-                let files = (log, index);
-                let disk = self.shared.disk.clone();
-                match Files::new(disk, name.clone(), false, files, identity).header() {
-                    Ok(Some(count)) if count > seen => Glance::More,
-                    _ => Glance::Nothing,
-                }
-            }
-            // Without an index nobody has committed since it was deleted.
-            _ => Glance::Nothing,
-        }
-    }
-
-    /// The count, for who is told that an index below it is taken: those events must not go.
-    pub(crate) fn taken(self: &Arc<Self>) -> Result<u64> {
-        let seen = || {
-            let (files, tip) = self.files_and_tip()?;
-            Ok((files.unmended.clone().filter(|_| tip.guessed), tip.count))
-        };
-        let mut found = seen()?;
-        if found.0.is_some() {
-            // What could not be written to may be by now.
-            self.close();
-            found = seen()?;
-        }
-        found.0.map_or(Ok(found.1), Err)
-    }
-
-    /// The number of events.
-    pub fn count(self: &Arc<Self>) -> Result<u64> {
-        Ok(self.tip()?.count)
-    }
-
-    /// The view offset of event `n`; `n` may be the count, NotFound when it is more.
-    pub(crate) fn view(self: &Arc<Self>, n: u64) -> Result<u64> {
-        let (files, tip) = self.files_and_tip()?;
-        match n {
-            0 => Ok(0),
-            n if n > tip.count => Err(Error::NotFound),
-            n if n == tip.count => Ok(tip.view()),
-            n => Ok(view_offset(n, files.locate(&mut files.scan(0), n)?)),
-        }
-    }
-
-    /// Looks at event `n`. NotFound when there is none.
-    fn look<R>(self: &Arc<Self>, n: u64, look: impl FnOnce(u64, Frame<'_>) -> R) -> Result<R> {
-        let (files, tip) = self.files_and_tip()?;
-        if n >= tip.count {
-            return Err(Error::NotFound);
-        }
-        let mut scan = files.scan(0);
-        let at = files.locate(&mut scan, n)?;
-        match scan.frame(n, at)? {
-            Found::Frame(frame) => Ok(look(at, frame)),
-            _ => Err(files.damaged(n, "its checksum does not hold")),
-        }
-    }
-
-    /// Event `n`: its view offset, its length and its time.
-    pub(crate) fn meta(self: &Arc<Self>, n: u64) -> Result<(u64, u64, u64)> {
-        self.look(n, |at, frame| {
-            let len = frame.payload().len() as u64;
-            (view_offset(n, at), len, frame.time)
-        })
-    }
-
-    /// One event. NotFound when there is none of that index.
-    pub fn event(self: &Arc<Self>, n: u64) -> Result<Event> {
-        self.look(n, |_, frame| Event {
-            index: n,
-            time: frame.time,
-            bytes: frame.payload().to_vec(),
-        })
-    }
-
-    /// The events from `n` on, up to the last there is now. NotFound when `n` is beyond the count.
-    /// Where the disk lost events, an error behind the last: there may have been more.
-    pub fn read(self: &Arc<Self>, n: u64) -> Result<impl Iterator<Item = Result<Event>> + use<D>> {
-        let (files, Tip { count, .. }) = self.files_and_tip()?;
-        if n > count {
-            return Err(Error::NotFound);
-        }
-        let stream = self.clone();
-        let mut ready = Vec::new().into_iter();
-        let mut next = n..count + u64::from(files.lost.is_some());
-        drop(files);
-        Ok(std::iter::from_fn(move || {
-            if ready.len() == 0 && !next.is_empty() {
-                match stream.some(next.start, count) {
-                    Ok(events) => ready = events.into_iter(),
-                    Err(error) => return next.next().map(|_| Err(error)),
-                }
-            }
-            next.next()?;
-            ready.next().map(Ok)
-        }))
-    }
-
-    /// At least one of the events `n..count`, as many as are in a piece of the log.
-    fn some(self: &Arc<Self>, n: u64, count: u64) -> Result<Vec<Event>> {
-        let (files, tip) = self.files_and_tip()?;
-        if n == tip.count {
-            files.ended(n)?;
-        }
-        let mut scan = files.scan(usize::try_from(tip.end).map_or(PIECE, |end| end.min(PIECE)));
-        let mut at = files.locate(&mut scan, n)?;
-        let (end, mut events) = (at + PIECE as u64, Vec::new());
-        for index in n..count {
-            match scan.frame(index, at)? {
-                Found::Frame(frame) if at < end => {
-                    at += frame.size();
-                    events.push(Event { index, time: frame.time, bytes: frame.payload().to_vec() });
-                }
-                _ if events.is_empty() => {
-                    return Err(files.damaged(index, "its checksum does not hold"));
-                }
-                _ => break,
-            }
-        }
-        Ok(events)
-    }
-
-    /// The first event committed at or after `time` (nanoseconds since the Unix epoch); the count
-    /// when there is none.
-    pub fn since(self: &Arc<Self>, time: u64) -> Result<u64> {
-        let (files, tip) = self.files_and_tip()?;
-        // Where the disk lost what the count covers there are no times.
-        let (mut low, mut high) = (0, files.lost.unwrap_or(tip.count));
-        drop(files);
-        while low < high {
-            let middle = low + (high - low) / 2;
-            // A damaged event has no time; those behind it do.
-            let mut at = middle;
-            let found = loop {
-                match self.meta(at) {
-                    Err(Error::Damaged { .. }) if at + 1 < high => at += 1,
-                    found => break found?,
-                }
-            };
-            if found.2 < time {
-                low = at + 1;
-            } else {
-                high = middle;
-            }
-        }
-        Ok(low)
-    }
-
-    /// Up to `size` bytes of the view (each event and a newline) from the offset `view` on; fewer
-    /// only at the end or before damage. An error at the end where the disk lost events. A reader
-    /// in order hands in the same `cursor` each time.
-    pub fn read_view(
-        self: &Arc<Self>,
-        view: u64,
-        size: usize,
-        cursor: &mut Cursor,
-    ) -> Result<Vec<u8>> {
-        let (files, tip) = self.files_and_tip()?;
-        let left = usize::try_from(tip.view().saturating_sub(view)).unwrap_or(usize::MAX);
-        if left == 0 && size > 0 {
-            files.ended(tip.count)?;
-        }
-        let size = size.min(left);
-        let mut out = Vec::with_capacity(size);
-        if size == 0 {
-            return Ok(out);
-        }
-        // Some more than asked for: the headers, guessed from the events' mean size.
-        let headers = u128::from(tip.end) * size as u128 / u128::from(tip.view().max(1));
-        let window = usize::try_from(headers).unwrap_or(size) + 4096;
-        let mut scan = files.scan(window.min(2 * size + 4096));
-        let (mut n, mut at) = self.seek(&files, &mut scan, &tip, view, *cursor)?;
-        let mut skip = usize::try_from(view - view_offset(n, at)).unwrap_or(usize::MAX);
-        while out.len() < size && n < tip.count {
-            // Most are whole in the window, and in what is asked for: those are soon copied.
-            let mut window = if skip == 0 { scan.fill(at, 0).unwrap_or_default() } else { &[] };
-            while n < tip.count
-                && let Found::Frame(frame) = frame::decode(n, window)
-                && frame.line.len() <= size - out.len()
-            {
-                out.extend_from_slice(frame.line);
-                *cursor = Cursor(n, at);
-                window = &window[frame::HEADER + frame.line.len()..];
-                n += 1;
-                at += frame.size();
-            }
-            if out.len() == size || n == tip.count {
-                break;
-            }
-            let line = match self.line(&files, &mut scan, n, at) {
-                Ok(line) => line,
-                Err(error) if out.is_empty() => return Err(error),
-                Err(_) => break,
-            };
-            if skip >= line.len() {
-                // The end of a stream that lost events is a guess.
-                return Err(files.damaged(n, "it has no place in the log"));
-            }
-            *cursor = Cursor(n, at);
-            let end = line.len().min(skip + size - out.len());
-            out.extend_from_slice(&line[skip..end]);
-            skip = 0;
-            n += 1;
-            at += (frame::HEADER + line.len()) as u64;
-        }
-        if out.is_empty() {
-            return Err(files.damaged(n, "it has no place in the log"));
-        }
-        Ok(out)
-    }
-
-    /// The event in which `view` lies, and where that begins.
-    fn seek(
-        &self,
-        files: &Files<D>,
-        scan: &mut Scan<'_, D>,
-        tip: &Tip,
-        view: u64,
-        Cursor(n, at): Cursor,
-    ) -> Result<(u64, u64)> {
-        // The event where the last read ended, or the one behind it.
-        if let Some(into) = view.checked_sub(view_offset(n, at))
-            && n < tip.count
-            && let Ok(line) = self.line(files, scan, n, at)
-        {
-            match line.len() as u64 {
-                len if into < len => return Ok((n, at)),
-                len if into == len => return Ok((n + 1, at + frame::HEADER as u64 + len)),
-                _ => {}
-            }
-        }
-        // What is not there, or a hole, is taken to be behind.
-        let hint = |n| Ok(files.entry(n)?).map(|at| if at == 0 { u64::MAX } else { at });
-        let n = index::event_at(view, tip.count, hint)?;
-        let at = files.entry(n)?;
-        if let Some(into) = view.checked_sub(view_offset(n, at))
-            && self.line(files, scan, n, at).is_ok_and(|line| into < line.len() as u64)
-        {
-            return Ok((n, at));
-        }
-        // Some entry on the way is a hole or damaged, or this event is.
-        let n = index::event_at(view, tip.count, |n| files.locate(scan, n))?;
-        Ok((n, files.locate(scan, n)?))
-    }
-
-    /// Event `n`, which begins at `at`, and its newline.
-    fn line<'a>(
-        &self,
-        files: &Files<D>,
-        scan: &'a mut Scan<'_, D>,
-        n: u64,
-        at: u64,
-    ) -> Result<Line<'a>> {
-        let big = scan.extent(at)? as u64 >= BIG;
-        // Another event may have come in its place, and has another time.
-        let head = scan.fill(at, frame::HEADER)?.first_chunk().copied().unwrap_or_default();
-        if big
-            && let Some((identity, index, known, line)) = &*lock(&self.shared.big)
-            && (*identity, *index, *known) == (files.identity, n, head)
-        {
-            return Ok(Line::Big(line.clone()));
-        }
-        match scan.frame(n, at)? {
-            Found::Frame(frame) if big => {
-                let line: Arc<[u8]> = frame.line.into();
-                *lock(&self.shared.big) = Some((files.identity, n, head, line.clone()));
-                Ok(Line::Big(line))
-            }
-            Found::Frame(frame) => Ok(Line::Small(frame.line)),
-            _ => Err(files.damaged(n, "its checksum does not hold")),
-        }
+        renamed.and(released)
     }
 }
 
-/// An event and its newline, checked.
-enum Line<'a> {
-    Small(&'a [u8]),
-    Big(Arc<[u8]>),
+/// The place of each batch, or why it gets none; and the count behind all.
+fn place<D: Disk>(tip: Tip, group: &[Job<D>]) -> (Vec<Result<u64>>, u64) {
+    let mut count = tip.count;
+    let places = group.iter().map(|job| {
+        if job.guard.is_some_and(|guard| guard != count) {
+            return Err(Error::Exists);
+        }
+        let first = count;
+        count += job.batch.all_events();
+        Ok(first)
+    });
+    (places.collect(), count)
 }
 
-impl std::ops::Deref for Line<'_> {
-    type Target = [u8];
+/// Events gathered for one commit. Dropped without one, it leaves nothing.
+pub struct Batch<D: Disk> {
+    stream: Arc<Stream<D>>,
+    /// At least one; what is written goes to the last.
+    parts: Vec<Part<D>>,
+    /// Bytes written.
+    len: u64,
+    /// Bytes of log.
+    reserved: u64,
+}
 
-    fn deref(&self) -> &[u8] {
-        match self {
-            Line::Small(line) => line,
-            Line::Big(line) => line,
+/// Bytes of a batch that divide into events in one way.
+struct Part<D: Disk> {
+    shape: Shape,
+    tally: Tally,
+    spill: Spill<D>,
+}
+
+impl<D: Disk> Batch<D> {
+    /// Adds bytes. After an error the batch cannot be committed, only dropped.
+    pub fn push(&mut self, bytes: &[u8]) -> Result<()> {
+        self.len += bytes.len() as u64;
+        let needed = self.room();
+        let more = needed - std::mem::replace(&mut self.reserved, needed);
+        self.stream.reserve(more)?;
+        // There is at least one.
+        let Some(part) = self.parts.last_mut() else {
+            return Err(Error::Fault);
+        };
+        part.spill.push(bytes)?;
+        part.tally.push(part.shape, bytes);
+        Ok(())
+    }
+
+    /// Adds one event of any bytes, to a batch of lines.
+    pub fn event(&mut self, bytes: &[u8]) -> Result<()> {
+        let shape = match crate::sys::newline(bytes) {
+            Some(_) => Shape::One,
+            None => Shape::Lines,
+        };
+        if shape == Shape::One || self.parts.last().is_none_or(|part| part.shape != shape) {
+            self.parts.push(self.stream.part(shape));
         }
+        self.push(bytes)?;
+        if shape == Shape::Lines { self.push(b"\n") } else { Ok(()) }
+    }
+
+    /// Bytes written.
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// At most so many bytes of log it takes: each part has blocks of its own.
+    fn room(&self) -> u64 {
+        page::room(self.len + self.parts.len() as u64 * 2 * page::HEADER as u64)
+    }
+
+    /// Whether nothing was written.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn all_events(&self) -> u64 {
+        self.parts.iter().map(|part| part.tally.all_events()).sum()
+    }
+
+    /// What is known of what was pushed last.
+    pub(crate) fn tally(&self) -> Tally {
+        self.parts.last().map(|part| part.tally).unwrap_or_default()
+    }
+
+    /// Takes away what is behind the last complete event of a batch of lines. After an error neither
+    /// can be committed.
+    pub fn split_torn(&mut self) -> Result<Batch<D>> {
+        let mut torn = self.stream.batch(Shape::Lines);
+        if let Some(part) = self.parts.last_mut() {
+            let rest = part.spill.split_off(part.tally.complete)?;
+            torn.parts[0].spill = rest;
+            torn.len = part.tally.torn();
+            torn.parts[0].tally.len = torn.len;
+            part.tally.len = part.tally.complete;
+            self.len -= torn.len;
+        }
+        torn.reserved = self.reserved - self.room();
+        self.reserved = self.room();
+        Ok(torn)
+    }
+}
+
+impl<D: Disk> Drop for Batch<D> {
+    fn drop(&mut self) {
+        self.stream.release(self.reserved);
     }
 }

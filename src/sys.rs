@@ -8,6 +8,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 
 /// Continues the CRC-32C `crc` over `bytes`; begin with 0. The instruction computes the register
 /// of RFC 3720 appendix B.4, which is inverted before and after.
@@ -70,6 +71,20 @@ pub fn newline(bytes: &[u8]) -> Option<usize> {
     (!found.is_null()).then(|| found as usize - start as usize)
 }
 
+/// Locks, also after a panic: what is guarded is only ever replaced as a whole.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// As [`lock`]; None when somebody has it.
+pub(crate) fn try_lock<T>(mutex: &Mutex<T>) -> Option<MutexGuard<'_, T>> {
+    match mutex.try_lock() {
+        Err(TryLockError::WouldBlock) => None,
+        Err(TryLockError::Poisoned(guard)) => Some(guard.into_inner()),
+        Ok(guard) => Some(guard),
+    }
+}
+
 fn check(result: i32) -> io::Result<i32> {
     match result {
         -1 => Err(io::Error::last_os_error()),
@@ -87,6 +102,25 @@ pub fn allocate(file: &File, from: u64, to: u64) -> io::Result<()> {
     let len = libc::off_t::try_from(to - from).map_err(io::Error::other)?;
     // SAFETY: a plain system call on a descriptor that is open as long as `file` is borrowed.
     check(unsafe { libc::fallocate(file.as_raw_fd(), 0, offset, len) }).map(drop)
+}
+
+/// Gives the blocks of the bytes `from..to` of `file` back; they read as zeros then.
+pub fn punch(file: &File, from: u64, to: u64) -> io::Result<()> {
+    let offset = libc::off_t::try_from(from).map_err(io::Error::other)?;
+    let len = libc::off_t::try_from(to - from).map_err(io::Error::other)?;
+    let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+    // SAFETY: a plain system call on a descriptor that is open as long as `file` is borrowed.
+    check(unsafe { libc::fallocate(file.as_raw_fd(), mode, offset, len) }).map(drop)
+}
+
+/// Gives up what the page cache holds of `file` from `from` on, but for what is to be written.
+pub fn forget(file: &File, from: u64) -> io::Result<()> {
+    let offset = libc::off_t::try_from(from).map_err(io::Error::other)?;
+    // SAFETY: a plain system call on a descriptor that is open as long as `file` is borrowed.
+    match unsafe { libc::posix_fadvise(file.as_raw_fd(), offset, 0, libc::POSIX_FADV_DONTNEED) } {
+        0 => Ok(()),
+        errno => Err(io::Error::from_raw_os_error(errno)),
+    }
 }
 
 /// Lets the disk begin to write what was written to `file`; says nothing of how that ends.

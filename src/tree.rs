@@ -22,8 +22,8 @@ use crate::disk::{Real, is_stream_name};
 use crate::error::{Error, Result};
 use crate::open::Open;
 use crate::store::Store;
-use crate::stream::{Stream, lock};
-use crate::sys;
+use crate::stream::Stream;
+use crate::sys::{self, lock};
 use crate::wait::Waiters;
 
 // ---- nodes -----------------------------------------------------------------------------------
@@ -726,14 +726,14 @@ fn size(node: Node, stream: &Arc<Stream<Real>>) -> Result<(u64, u64)> {
         // busybox cat, would take for the end; and not longer, or Java would take that for available.
         Kind::Follow => 1,
         Kind::Count => tip.count.to_string().len() as u64 + 1,
-        Kind::From => tip.view().saturating_sub(stream.view(node.index)?),
+        Kind::From => tip.view.saturating_sub(stream.view(node.index)?),
         Kind::At => match stream.meta(node.index) {
             Ok((_, len, time)) => return Ok((len, time)),
             // Created, but not written yet.
             Err(Error::NotFound) => 0,
             Err(error) => return Err(error),
         },
-        _ => tip.view(),
+        _ => tip.view,
     };
     Ok((size, tip.time))
 }

@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 use crate::disk::Real;
 use crate::open::Open;
 use crate::proc::Signalled;
-use crate::stream::{Glance, Stream, lock};
+use crate::reader::Glance;
+use crate::stream::Stream;
+use crate::sys::lock;
 
 /// How often [`Waiters::look`] is to be called.
 pub const LOOKS_A_SECOND: u32 = 8;

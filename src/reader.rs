@@ -1,0 +1,533 @@
+//! The reading half of a stream: its open files, its end, and what there is before that.
+//!
+//! Readers take no lock: they believe `last`, and check every block.
+
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
+
+use crate::disk::Disk;
+use crate::error::{Error, Result};
+use crate::find::Spot;
+use crate::log::Files;
+use crate::page::{self, Block, HEADER, Head, PAGE, RAW};
+use crate::spill::{Ceiling, PIECE};
+use crate::status::Status;
+use crate::sys::{lock, newline, try_lock};
+use crate::walk::{Pages, Tip};
+
+/// At most this many streams have their files open, beside those in the middle of a request.
+const OPEN: usize = 256;
+
+/// What all streams of a store share.
+pub(crate) struct Shared<D: Disk> {
+    pub(crate) disk: Arc<D>,
+    pub(crate) read_only: bool,
+    pub(crate) log: Box<dyn Fn(&str) + Send + Sync>,
+    pub(crate) ceiling: Arc<Ceiling>,
+    pub(crate) status: Status,
+    /// How many threads are committing for others.
+    pub(crate) leading: AtomicUsize,
+    /// Those with open files; the next to close them is in front. None when all were let go of.
+    open: Mutex<Option<VecDeque<Arc<Reader<D>>>>>,
+}
+
+impl<D: Disk> Shared<D> {
+    pub(crate) fn new(disk: D, read_only: bool, log: Box<dyn Fn(&str) + Send + Sync>) -> Self {
+        Shared {
+            disk: Arc::new(disk),
+            read_only,
+            log,
+            ceiling: Arc::default(),
+            status: Status::default(),
+            leading: AtomicUsize::new(0),
+            open: Mutex::new(Some(VecDeque::new())),
+        }
+    }
+
+    /// Takes in a stream that has just opened its files.
+    fn admit(&self, stream: Arc<Reader<D>>) {
+        if let Some(open) = &mut *lock(&self.open) {
+            open.push_back(stream);
+        }
+        self.close_idle(OPEN);
+    }
+
+    /// Closes the files of streams that are idle until no more than `most` are open: those that were
+    /// not used since they were last looked at (the CLOCK algorithm). False when there was none.
+    fn close_idle(&self, most: usize) -> bool {
+        let (mut open, mut closed) = (lock(&self.open), false);
+        let Some(open) = &mut *open else {
+            return false;
+        };
+        for _ in 0..2 * open.len() {
+            if open.len() <= most {
+                break;
+            }
+            let Some(oldest) = open.pop_front() else {
+                break;
+            };
+            // One that is being opened or closed right now is left to whoever does it.
+            let idle = !oldest.used.swap(false, Relaxed);
+            let files = try_lock(&oldest.files).filter(|_| idle);
+            if files.map(|mut files| *files = None).is_some() {
+                closed = true;
+            } else {
+                open.push_back(oldest);
+            }
+        }
+        closed
+    }
+
+    /// Lets go of all streams: each of them holds this.
+    pub(crate) fn close(&self) {
+        *lock(&self.open) = None;
+    }
+}
+
+/// What a glance at a stream shows.
+pub(crate) enum Glance {
+    /// There is more than was seen, or an error; to see it somebody may have to be waited for.
+    More,
+    Nothing,
+    /// It was removed, or another mount renamed it.
+    Gone,
+}
+
+/// Where a reader was. A hint, checked when used.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Cursor(u64);
+
+/// An event as it was read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// Its place in the stream, from 0.
+    pub index: u64,
+    /// When it was committed: nanoseconds since the Unix epoch. Strictly greater from commit to
+    /// commit, the same within one.
+    pub time: u64,
+    /// Its bytes.
+    pub bytes: Vec<u8>,
+}
+
+/// The reading half of a stream.
+pub struct Reader<D: Disk> {
+    pub(crate) shared: Arc<Shared<D>>,
+    pub(crate) name: Mutex<PathBuf>,
+    /// The identity of the log when it was last opened, 0 before.
+    identity: Mutex<u64>,
+    /// None: the next to use it opens it by name, and recovers it.
+    files: Mutex<Option<Arc<Files<D>>>>,
+    used: AtomicBool,
+    /// What is known to be durable. It never goes back.
+    pub(crate) tip: Mutex<Tip>,
+    /// Held while the log changes.
+    pub(crate) writer: Mutex<()>,
+    /// Log bytes of batches not yet committed, at most.
+    pub(crate) pending: AtomicU64,
+}
+
+impl<D: Disk> Reader<D> {
+    pub(crate) fn new(shared: Arc<Shared<D>>, name: PathBuf) -> Arc<Reader<D>> {
+        Arc::new(Reader {
+            shared,
+            name: Mutex::new(name),
+            identity: Mutex::new(0),
+            files: Mutex::new(None),
+            used: AtomicBool::new(false),
+            tip: Mutex::default(),
+            writer: Mutex::default(),
+            pending: AtomicU64::new(0),
+        })
+    }
+
+    pub(crate) fn name(&self) -> PathBuf {
+        lock(&self.name).clone()
+    }
+
+    pub(crate) fn identity(&self) -> u64 {
+        *lock(&self.identity)
+    }
+
+    pub(crate) fn disk(&self) -> &D {
+        &self.shared.disk
+    }
+
+    pub(crate) fn title(&self) -> String {
+        self.name().to_string_lossy().into_owned()
+    }
+
+    pub(crate) fn os(&self, what: &str) -> impl FnOnce(std::io::Error) -> Error {
+        move |error| Error::os(format!("{}/{what}", self.title()))(error)
+    }
+
+    // ---- files and the end -------------------------------------------------------------------
+
+    pub(crate) fn files(self: &Arc<Self>) -> Result<Arc<Files<D>>> {
+        let mut slot = lock(&self.files);
+        self.used.store(true, Relaxed);
+        if let Some(files) = &*slot {
+            return Ok(files.clone());
+        }
+        let files = Arc::new(loop {
+            match self.open() {
+                Err(Error::Os { errno: libc::EMFILE | libc::ENFILE, .. })
+                    if self.shared.close_idle(0) => {}
+                result => break result?,
+            }
+        });
+        *slot = Some(files.clone());
+        drop(slot);
+        self.shared.admit(self.clone());
+        Ok(files)
+    }
+
+    /// Closes the files: the next to need them opens them again, by name, and recovers.
+    pub(crate) fn close(&self) {
+        *lock(&self.files) = None;
+        if let Some(open) = &mut *lock(&self.shared.open) {
+            open.retain(|stream| !std::ptr::eq(&raw const **stream, self));
+        }
+    }
+
+    /// Opens the files and recovers the stream.
+    fn open(&self) -> Result<Files<D>> {
+        for _ in 0..8 {
+            let disk = self.shared.disk.clone();
+            let mut files = Files::open(disk, self.name(), !self.shared.read_only)?;
+            let known = {
+                let (mut identity, mut tip) = (lock(&self.identity), lock(&self.tip));
+                if *identity != files.identity {
+                    // Another stream has the name, or the first one.
+                    (*identity, *tip) = (files.identity, Tip::default());
+                }
+                *tip
+            };
+            let pending = self.pending.load(Relaxed);
+            if let Some(tip) = files.recover(known, pending, &self.shared.log)? {
+                if files.lost.is_none() {
+                    *lock(&self.tip) = tip;
+                }
+                return Ok(files);
+            }
+        }
+        Err(self.os("log")(std::io::Error::other("it does not stay this stream's")))
+    }
+
+    /// The files, and how much there is to see now.
+    pub(crate) fn look(self: &Arc<Self>) -> Result<(Arc<Files<D>>, Tip)> {
+        // What is opened anew is right, unless it changed again.
+        for _ in 0..4 {
+            let files = self.files()?;
+            if let Some(tip) = self.seen(&files)? {
+                return Ok((files, tip));
+            }
+            drop(files);
+            self.close();
+        }
+        Err(self.os("index")(std::io::Error::other("it does not stay this stream's")))
+    }
+
+    /// How much there is to see now; None where the stream is to be opened again.
+    pub(crate) fn seen(&self, files: &Files<D>) -> Result<Option<Tip>> {
+        let tip = *lock(&self.tip);
+        if files.stale.load(Relaxed) {
+            return Ok(None);
+        }
+        let Some(index) = &files.index else {
+            // Nobody commits without one.
+            let there = self.disk().identity(&files.name.join("index")).is_ok();
+            return Ok((!there).then_some(tip));
+        };
+        if !self.disk().stat(index).map_err(self.os("index"))?.named {
+            return Ok(None);
+        }
+        let (last, seed) = files.index_head()?;
+        if last == files.seen.load(Relaxed) {
+            return Ok(Some(files.lost.map_or(tip, |(_, intact)| intact)));
+        }
+        if files.lost.is_some() || seed != files.seed() {
+            return Ok(None);
+        }
+        let block = files.scan(0)?.sound(seed, last);
+        let Some(new) = block.map(|block| Tip::from(&block)).filter(|new| new.whole) else {
+            return Ok(None);
+        };
+        let mut tip = lock(&self.tip);
+        if new.count > tip.count {
+            *tip = new;
+        }
+        files.seen.store(last, Relaxed);
+        Ok(Some(*tip))
+    }
+
+    /// How much there is to see now.
+    pub(crate) fn tip(self: &Arc<Self>) -> Result<Tip> {
+        Ok(self.look()?.1)
+    }
+
+    /// An error at the end of a stream of which the disk lost the rest.
+    fn ended(files: &Files<D>, tip: &Tip) -> Result<()> {
+        files.lost.map_or(Ok(()), |(what, _)| Err(files.damaged(tip.count, what)))
+    }
+
+    /// Whoever has seen less than this of the view has something to see: more, or an error.
+    pub(crate) fn news(self: &Arc<Self>) -> Result<u64> {
+        let (files, tip) = self.look()?;
+        Ok(Self::ended(&files, &tip).map_or(u64::MAX, |()| tip.view))
+    }
+
+    /// Whether there is more than up to the view offset `seen`, for who must not wait for anybody. It
+    /// opens nothing for good: that may take the log's lock.
+    pub(crate) fn glance(&self, seen: u64) -> Glance {
+        let Some(slot) = try_lock(&self.files) else {
+            // Somebody is opening them: the next time.
+            return Glance::Nothing;
+        };
+        let (files, tip) = (slot.clone(), *lock(&self.tip));
+        drop(slot);
+        match files {
+            _ if tip.view > seen => Glance::More,
+            Some(files) => {
+                self.used.store(true, Relaxed);
+                match self.seen(&files) {
+                    Ok(Some(tip)) if tip.view <= seen && files.lost.is_none() => Glance::Nothing,
+                    Ok(None) => self.glance_by_name(&tip),
+                    _ => Glance::More,
+                }
+            }
+            None => self.glance_by_name(&tip),
+        }
+    }
+
+    /// Whether there is more than `tip` in what has the stream's name.
+    fn glance_by_name(&self, tip: &Tip) -> Glance {
+        let (disk, name, known) = (self.disk(), self.name(), self.identity());
+        let identity = disk.identity(&name.join("log"));
+        let none = |error: &std::io::Error| error.kind() == std::io::ErrorKind::NotFound;
+        let gone = match &identity {
+            Ok(identity) => ![0, *identity].contains(&known),
+            // Where it may not be made there is none before the first writer comes.
+            Err(error) => none(error) && (known != 0 || disk.identity(&name).is_err()),
+        };
+        if gone {
+            return match try_lock(&self.writer) {
+                Some(_) if self.name() == name => Glance::Gone,
+                // Renamed here in this moment: who does that tells those who wait.
+                _ => Glance::Nothing,
+            };
+        }
+        let index = disk.open(&name.join("index"), false);
+        let mut last = [0; 8];
+        match index.and_then(|index| disk.read_at(&index, &mut last, 0)) {
+            Ok(8) if ![0, tip.at].contains(&u64::from_le_bytes(last)) => Glance::More,
+            // Without an index nobody has committed since it was deleted.
+            _ => Glance::Nothing,
+        }
+    }
+
+    // ---- reading -----------------------------------------------------------------------------
+
+    /// The count, for who is told that an index below it is taken: those events must not go.
+    pub(crate) fn taken(self: &Arc<Self>) -> Result<u64> {
+        self.count()
+    }
+
+    /// The number of events there ever were: the index that the next one gets.
+    pub fn count(self: &Arc<Self>) -> Result<u64> {
+        Ok(self.tip()?.count)
+    }
+
+    /// The head of the log: which events are kept.
+    pub(crate) fn head(self: &Arc<Self>) -> Result<Head> {
+        self.look()?.0.head()
+    }
+
+    /// The index of the first event that is kept; the count when none is.
+    pub fn first(self: &Arc<Self>) -> Result<u64> {
+        Ok(self.head()?.first)
+    }
+
+    /// The files and the end of a stream that keeps event `n`. NotFound when it is not there yet,
+    /// Dropped when it is no more.
+    fn keeps(self: &Arc<Self>, n: u64) -> Result<(Arc<Files<D>>, Tip)> {
+        match self.look()? {
+            (_, tip) if n >= tip.count => Err(Error::NotFound),
+            (files, _) if n < files.head()?.first => Err(Error::Dropped),
+            kept => Ok(kept),
+        }
+    }
+
+    /// The view offset of event `n`; `n` may be the count, NotFound when it is more.
+    pub(crate) fn view(self: &Arc<Self>, n: u64) -> Result<u64> {
+        match self.look()? {
+            (_, tip) if n == tip.count => Ok(tip.view),
+            (files, _) if n == files.head()?.first => Ok(files.head()?.view),
+            _ => {
+                let (files, tip) = self.keeps(n)?;
+                Ok(files.event(&mut files.scan(0)?, &tip, n)?.view())
+            }
+        }
+    }
+
+    /// Event `n`: its view offset, its length and its time.
+    pub(crate) fn meta(self: &Arc<Self>, n: u64) -> Result<(u64, u64, u64)> {
+        let (files, tip) = self.keeps(n)?;
+        let mut scan = files.scan(0)?;
+        let spot = files.event(&mut scan, &tip, n)?;
+        let Spot { block, into } = spot;
+        let (begin, end) = (HEADER + into, HEADER + usize::from(block.len));
+        let payload = scan.page(block.at)?.get(begin..end).unwrap_or_default();
+        let len = match ends(&block, payload) {
+            Some(len) => len as u64,
+            None => self.view(n + 1)? - spot.view() - 1,
+        };
+        Ok((spot.view(), len, block.time))
+    }
+
+    /// One event. NotFound when there is none of that index, Dropped when there was.
+    pub fn event(self: &Arc<Self>, n: u64) -> Result<Event> {
+        let (view, len, time) = self.meta(n)?;
+        let mut bytes = Vec::new();
+        let mut cursor = Cursor::default();
+        while (bytes.len() as u64) < len {
+            let (at, left) = (view + bytes.len() as u64, len - bytes.len() as u64);
+            let most = usize::try_from(left).map_or(PIECE, |left| left.min(PIECE));
+            bytes.extend(self.read_view(at, most, &mut cursor)?);
+        }
+        Ok(Event { index: n, time, bytes })
+    }
+
+    /// The events from `n` on, up to the last there is now. NotFound when `n` is beyond the count.
+    /// Where the disk lost events, an error behind the last: there may have been more.
+    pub fn read(self: &Arc<Self>, n: u64) -> Result<impl Iterator<Item = Result<Event>> + use<D>> {
+        let (files, tip) = self.look()?;
+        if n > tip.count {
+            return Err(Error::NotFound);
+        }
+        let (stream, end) = (self.clone(), Self::ended(&files, &tip));
+        let (mut next, mut ready) = (n, Vec::new().into_iter());
+        Ok(std::iter::from_fn(move || {
+            if ready.len() == 0 && next < tip.count {
+                match stream.some(next, tip.count) {
+                    Ok(events) => ready = events.into_iter(),
+                    Err(error) => {
+                        next += 1;
+                        return Some(Err(error));
+                    }
+                }
+            }
+            let Some(event) = ready.next() else {
+                let end = (next == tip.count).then(|| end.clone().err()).flatten();
+                next = u64::MAX;
+                return end.map(Err);
+            };
+            next += 1;
+            Some(Ok(event))
+        }))
+    }
+
+    /// At least one of the events `n..count`, as many as are in a piece of the log.
+    fn some(self: &Arc<Self>, n: u64, count: u64) -> Result<Vec<Event>> {
+        let (files, tip) = self.keeps(n)?;
+        let (seed, mut scan) = (files.seed(), files.scan(PIECE)?);
+        let Spot { block, mut into } = files.event(&mut scan, &tip, n)?;
+        let (mut at, mut view, limit) = (block.at, block.view, block.at + PIECE as u64);
+        let (mut events, mut bytes) = (Vec::new(), Vec::new());
+        while at < limit.min(tip.end)
+            && let Some((block, payload)) = page::decode(seed, at, scan.page(at)?)
+            && block.view == view
+        {
+            let mut rest = &payload[into..];
+            while let Some(end) = ends(&block, rest) {
+                bytes.extend_from_slice(&rest[..end]);
+                let (index, bytes) = (n + events.len() as u64, std::mem::take(&mut bytes));
+                events.push(Event { index, time: block.time, bytes });
+                rest = &rest[end + 1..];
+            }
+            bytes.extend_from_slice(rest);
+            (at, view, into) = (page::place(block.end()), block.view_end(), 0);
+        }
+        events.truncate(usize::try_from(count - n).unwrap_or(usize::MAX));
+        match events.is_empty() {
+            // It is long, or damaged.
+            true => Ok(vec![self.event(n)?]),
+            false => Ok(events),
+        }
+    }
+
+    /// The first event committed at or after `time` (nanoseconds since the Unix epoch); the count
+    /// when there is none.
+    pub fn since(self: &Arc<Self>, time: u64) -> Result<u64> {
+        let (files, tip) = self.look()?;
+        if tip.time < time {
+            return Ok(tip.count);
+        }
+        Ok(files.since(&mut files.scan(0)?, &tip, time)?.unwrap_or(tip.count))
+    }
+
+    /// Up to `size` bytes of the view (each event and a newline) from the offset `view` on; fewer
+    /// only at the end or before damage. An error at the end where the disk lost events. A reader
+    /// in order hands in the same `cursor` each time.
+    pub fn read_view(
+        self: &Arc<Self>,
+        view: u64,
+        size: usize,
+        cursor: &mut Cursor,
+    ) -> Result<Vec<u8>> {
+        let (files, tip) = self.look()?;
+        let left = usize::try_from(tip.view.saturating_sub(view)).unwrap_or(usize::MAX);
+        if left == 0 && size > 0 {
+            Self::ended(&files, &tip)?;
+        }
+        let size = size.min(left);
+        let mut out = Vec::with_capacity(size);
+        if size == 0 {
+            return Ok(out);
+        }
+        if view < files.head()?.view {
+            return Err(Error::Dropped);
+        }
+        let mut scan = files.scan(size + size / 64 + 2 * PAGE as usize)?;
+        let (seed, mut at) = (files.seed(), cursor.0);
+        // Where the last read ended, or in the block behind.
+        let near = if at > 0 { scan.sound(seed, at) } else { None };
+        let near = near.filter(|block| block.view <= view && view <= block.view_end());
+        match near {
+            Some(block) if view == block.view_end() => at = page::place(block.end()),
+            Some(_) => {}
+            None => at = files.byte(&mut files.scan(0)?, &tip, view)?.block.at,
+        }
+        let mut missing = None;
+        while out.len() < size {
+            let here = view + out.len() as u64;
+            let block = page::decode(seed, at, scan.page(at)?);
+            let Some((block, payload)) =
+                block.filter(|(b, _)| (b.view..b.view_end()).contains(&here))
+            else {
+                missing = Some(here);
+                break;
+            };
+            let rest = &payload[(here - block.view) as usize..];
+            out.extend_from_slice(&rest[..rest.len().min(size - out.len())]);
+            *cursor = Cursor(at);
+            at = page::place(block.end());
+        }
+        if let Some(missing) = missing.filter(|_| out.is_empty()) {
+            // By the way that leads there from the index, or the error.
+            let spot = files.byte(&mut files.scan(0)?, &tip, missing)?;
+            return files.missing(spot.block.index);
+        }
+        Ok(out)
+    }
+}
+
+/// Where the event ends, short of its newline, that `rest`, the end of a block's payload, begins
+/// with; None when it goes on in the next block, or there is none.
+fn ends(block: &Block, rest: &[u8]) -> Option<usize> {
+    match block.is(RAW) {
+        true => rest.len().checked_sub(1).filter(|_| block.events > 0),
+        false => newline(rest),
+    }
+}

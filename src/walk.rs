@@ -1,0 +1,303 @@
+//! Blocks one after the other, and what recovery is to do.
+//!
+//! The instant of commit is the return of `fdatasync` on the log; the instant of visibility is the
+//! write of `last`, the first word of the index, which names the last block known to be durable. It
+//! is never synced on the way, so a crash can leave it behind the log, never ahead of it. What is
+//! left behind the end (of a crash, a full disk, a failed sync) is never cut: it fits no chain.
+//!
+//! A commit is only begun when the one before it is durable. So a block that begins a commit proves
+//! that all before it was acknowledged, also where some of that is damaged.
+//!
+//! Pure: what it reads is handed to it as [`Pages`].
+
+use crate::page::{self, Block, FIRST, HEAD, Head, LAST, PAGE};
+
+/// What a log holds.
+pub trait Pages {
+    /// Why it cannot be read.
+    type Error;
+
+    /// The bytes from `at` to the end of its page; fewer where the log ends, none behind it.
+    fn page(&mut self, at: u64) -> Result<&[u8], Self::Error>;
+
+    /// How long the log is: bytes.
+    fn end(&self) -> u64;
+
+    /// The block at `at`, when it checks.
+    fn block(&mut self, seed: u64, at: u64) -> Result<Option<Block>, Self::Error> {
+        Ok(page::decode(seed, at, self.page(at)?).map(|(block, _)| block))
+    }
+}
+
+/// A place between two blocks, and what there is before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tip {
+    /// Where the block before it begins; 0 when there is none.
+    pub at: u64,
+    /// Where that ends.
+    pub end: u64,
+    /// Its checksum, 0 when there is none.
+    pub crc: u32,
+    /// How many events end before this place.
+    pub count: u64,
+    /// The offset in the view.
+    pub view: u64,
+    /// The time of the last block, 0 when there is none.
+    pub time: u64,
+    /// The last block ends a commit, or there is none.
+    pub whole: bool,
+}
+
+impl Default for Tip {
+    /// The place before the first block.
+    fn default() -> Tip {
+        Tip { at: 0, end: HEAD as u64, crc: 0, count: 0, view: 0, time: 0, whole: true }
+    }
+}
+
+impl From<&Block> for Tip {
+    /// The place behind a block.
+    fn from(block: &Block) -> Tip {
+        Tip {
+            at: block.at,
+            end: block.end(),
+            crc: block.crc,
+            count: block.next(),
+            view: block.view_end(),
+            time: block.time,
+            whole: block.is(LAST),
+        }
+    }
+}
+
+impl Tip {
+    /// The place before a block, whatever is there.
+    fn before(block: &Block) -> Tip {
+        let whole = block.is(FIRST);
+        Tip {
+            at: 0,
+            end: block.at,
+            crc: block.prev,
+            count: block.index,
+            view: block.view,
+            time: block.time.saturating_sub(u64::from(whole)),
+            whole,
+        }
+    }
+
+    /// Whether `block` is the one behind this place.
+    pub fn leads_to(&self, block: &Block) -> bool {
+        let in_time = match self.whole {
+            true => block.is(FIRST) && block.time > self.time,
+            false => !block.is(FIRST) && block.time == self.time,
+        };
+        let chained = block.prev == self.crc && block.index == self.count;
+        chained && block.view == self.view && in_time
+    }
+}
+
+/// The block behind `block` in the same page, when there is room for one.
+pub fn next_in_page(block: &Block) -> Option<u64> {
+    Some(block.end()).filter(|end| page::place(*end) == *end && !end.is_multiple_of(PAGE))
+}
+
+/// How far a walk came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Walked {
+    /// The end of the last whole commit, or where the walk began.
+    pub tip: Tip,
+    /// Where that commit begins, when the walk met all of it.
+    pub start: Option<u64>,
+}
+
+/// Events that are damaged: from the first up to the one behind the last; and where that is in the
+/// log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gap {
+    /// The first event affected,
+    pub first: u64,
+    /// the first one behind it that is not, or only in its beginning,
+    pub next: u64,
+    /// the place of the first block that does not check.
+    pub at: u64,
+}
+
+/// Goes from the place `from` over all blocks that follow. Tells of what is `damaged`. `proof`: the
+/// place of a block that was acknowledged, 0 when none is known.
+///
+/// # Errors
+/// Where the log cannot be read, and nothing behind proves that more was acknowledged.
+pub fn walk<P: Pages>(
+    pages: &mut P,
+    seed: u64,
+    from: Tip,
+    mut proof: u64,
+    damaged: &mut dyn FnMut(Gap),
+) -> Result<Walked, P::Error> {
+    let mut walked = Walked { tip: from, start: None };
+    let (mut here, mut begin) = (from, None);
+    loop {
+        let at = page::place(here.end);
+        let found = pages.block(seed, at);
+        let block = match found {
+            Ok(Some(block)) if here.leads_to(&block) => block,
+            other => {
+                let Some(block) = beyond(pages, seed, at, here.view, &mut proof)? else {
+                    return other.map(|_| walked);
+                };
+                damaged(Gap { first: here.count, next: block.index, at });
+                // All before it was acknowledged.
+                walked = Walked { tip: Tip::before(&block), start: None };
+                begin = None;
+                block
+            }
+        };
+        if block.is(FIRST) {
+            begin = Some(block.at);
+        }
+        here = Tip::from(&block);
+        if here.whole {
+            walked = Walked { tip: here, start: begin.or(Some(block.at)) };
+        }
+    }
+}
+
+/// The next block behind damage at `at`, on a page whose first block checks, if it or one behind it
+/// begins a commit. `proof`: such a one, or one that was acknowledged, as far as one is known.
+fn beyond<P: Pages>(
+    pages: &mut P,
+    seed: u64,
+    at: u64,
+    view: u64,
+    proof: &mut u64,
+) -> Result<Option<Block>, P::Error> {
+    let (mut found, mut failed) = (None, None);
+    let mut page = at - at % PAGE + PAGE;
+    while page < pages.end() {
+        let mut next = Some(page);
+        while let Some(at) = next {
+            let block = match pages.block(seed, at) {
+                Ok(Some(block)) => block,
+                Ok(None) => break,
+                Err(error) => {
+                    failed.get_or_insert(error);
+                    break;
+                }
+            };
+            if block.view > view {
+                let first = *found.get_or_insert(block);
+                if block.is(FIRST) || block.at <= *proof {
+                    *proof = block.at.max(*proof);
+                    return Ok(Some(first));
+                }
+            }
+            next = next_in_page(&block);
+        }
+        page += PAGE;
+    }
+    failed.map_or(Ok(None), Err)
+}
+
+/// What is known of a stream before its log is walked.
+#[derive(Clone, Copy, Debug)]
+pub struct Evidence {
+    /// What stands at the beginning of the log; zeros where nothing does.
+    pub head: [u8; HEAD],
+    /// `last`, and the seed of the log it is about: the first two words of the index.
+    pub index: (u64, u64),
+    /// The end that this process last knew to be durable, at least.
+    pub known: Tip,
+}
+
+/// What there is of a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// The head of the log; without a seed when there are no events yet.
+    pub head: Head,
+    /// The end of what is known to be durable without a walk.
+    pub from: Tip,
+    /// The end; of a stream that is lost, of what is intact.
+    pub tip: Tip,
+    /// Where the last whole commit begins, when it is not known to be durable: it may be in the page
+    /// cache only, or on pages whose sync has failed. Those before it are.
+    pub start: Option<u64>,
+    /// The disk lost acknowledged events, and what is missing: no more can be appended.
+    pub lost: Option<&'static str>,
+}
+
+/// Recovers a stream, in memory.
+///
+/// # Errors
+/// Where the log cannot be read behind what is known to be durable.
+pub fn recover<P: Pages>(
+    pages: &mut P,
+    evidence: &Evidence,
+    damaged: &mut dyn FnMut(Gap),
+) -> Result<Found, P::Error> {
+    let Evidence { head, index: (last, seed), known } = *evidence;
+    let nothing = Tip::default();
+    if head == [0; HEAD] && last == 0 && known.at == 0 {
+        let head = Head::default();
+        return Ok(Found { head, from: nothing, tip: nothing, start: None, lost: None });
+    }
+    let Some(head) = Head::decode(&head) else {
+        let head = Head::mended(&head).unwrap_or(Head { seed, ..Head::default() });
+        let from = last.max(known.at).max(head.at);
+        return lose(pages, head, from, "the head of the log is damaged", damaged);
+    };
+    // The index of another log says nothing of this one.
+    let last = if seed == head.seed { last } else { 0 };
+    // What was dropped was acknowledged, and `last` may have been left behind by a power cut.
+    let from = last.max(known.at).max(head.at);
+    let tip = match pages.block(head.seed, from) {
+        _ if from == 0 => nothing,
+        Ok(Some(block)) if block.is(LAST) || from == head.at => Tip::from(&block),
+        // The first block that is kept is damaged, and nothing else says what follows.
+        _ if from == head.at && last.max(known.at) == 0 => {
+            match beyond(pages, head.seed, from, head.view, &mut 0)? {
+                Some(block) => {
+                    damaged(Gap { first: head.first, next: block.index, at: from });
+                    Tip::before(&block)
+                }
+                None => return lose(pages, head, from, BLOCK, damaged),
+            }
+        }
+        _ => return lose(pages, head, from, BLOCK, damaged),
+    };
+    let walked = walk(pages, head.seed, tip, 0, damaged)?;
+    if !walked.tip.whole {
+        return lose(pages, head, from, "the last commit is damaged", damaged);
+    }
+    Ok(Found { head, from: tip, tip: walked.tip, start: walked.start, lost: None })
+}
+
+const BLOCK: &str = "the last block of the log is damaged or missing";
+
+/// What is intact of a log of which the block at `from` is not.
+fn lose<P: Pages>(
+    pages: &mut P,
+    head: Head,
+    from: u64,
+    lost: &'static str,
+    damaged: &mut dyn FnMut(Gap),
+) -> Result<Found, P::Error> {
+    let mut tip = None;
+    let mut page = page::first_in_page(from.min(pages.end()));
+    while tip.is_none() {
+        let mut next = Some(page);
+        // What cannot be read is as damaged as what does not check.
+        while let Some(at) = next.filter(|at| *at <= from)
+            && let Ok(Some(block)) = pages.block(head.seed, at)
+        {
+            tip = Some(Tip::from(&block));
+            next = next_in_page(&block);
+        }
+        if page == HEAD as u64 {
+            break;
+        }
+        page = page::first_in_page(page - 1);
+    }
+    let tip = tip.unwrap_or_default();
+    let walked = walk(pages, head.seed, tip, 0, damaged).unwrap_or(Walked { tip, start: None });
+    Ok(Found { head, from: tip, tip: walked.tip, start: None, lost: Some(lost) })
+}
