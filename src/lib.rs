@@ -16,8 +16,8 @@
 //! | `spill`     | a batch until its commit, in bounded memory     | streams                   |
 //! | `log`       | open log and index of a stream; recovery        | batches                   |
 //! | `find`      | where an event, a byte, a time is in a log      | batches                   |
-//! | [`reader`]  | a stream's end, and reading                     | names, batches            |
-//! | [`stream`]  | append: batches, their queue, the commit        | names, the mounted tree   |
+//! | [`stream`]  | a stream's end, and reading                     | names, the mounted tree   |
+//! | [`commit`]  | append: batches, their queue, the commit        | names, the mounted tree   |
 //! | [`store`]   | names -> streams                                | the mounted tree          |
 //! | [`check`]   | verify a stream, change nothing                 | the mounted tree          |
 //! | [`proc`]    | what /proc says of the process behind a request |                           |
@@ -32,6 +32,7 @@
 
 pub mod batch;
 pub mod check;
+pub mod commit;
 pub mod disk;
 pub mod error;
 mod find;
@@ -40,7 +41,6 @@ mod log;
 pub mod open;
 pub mod page;
 pub mod proc;
-pub mod reader;
 mod spill;
 pub mod status;
 pub mod store;
@@ -52,6 +52,6 @@ pub mod wait;
 pub mod walk;
 
 pub use error::{Error, Result};
-pub use reader::Event;
+
 pub use store::Store;
-pub use stream::Stream;
+pub use stream::{Event, Stream};

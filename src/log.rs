@@ -26,9 +26,10 @@ pub(crate) struct Files<D: Disk> {
     pub(crate) identity: u64,
     /// As it was last seen; without a seed before the first commit.
     pub(crate) head: Mutex<Head>,
-    /// The disk lost acknowledged events: what is missing, and the end of what is intact.
-    pub(crate) lost: Option<(&'static str, Tip)>,
-    /// Why what lies behind the end could not be adopted, or counted in the index.
+    /// The end is not known, for the disk lost acknowledged events or recovery failed: what there is
+    /// before it, and why.
+    pub(crate) intact: Option<(Tip, Error)>,
+    /// Why nothing can be appended, until they are opened again.
     pub(crate) unmended: Option<Error>,
     /// What became of a commit is not known: they are to be opened again, which recovers.
     pub(crate) stale: AtomicBool,
@@ -48,7 +49,7 @@ impl<D: Disk> Files<D> {
             index: None,
             identity: 0,
             head: Mutex::default(),
-            lost: None,
+            intact: None,
             unmended: None,
             stale: AtomicBool::new(false),
             seen: AtomicU64::new(0),
@@ -181,84 +182,96 @@ impl<D: Disk> Files<D> {
         &self,
         known: Tip,
         damaged: &mut dyn FnMut(Gap),
-    ) -> Result<(Found, u64)> {
+    ) -> Result<(Found<Error>, u64)> {
         let evidence = Evidence { head: self.head_bytes()?, index: self.index_head()?, known };
         let found = walk::recover(&mut self.scan(PIECE)?, &evidence, damaged)?;
         Ok((found, evidence.index.0))
     }
 
-    /// Recovers the stream: what is done is done under the lock of its log. None when that has no
-    /// name any more. `pending`: so many bytes are to be appended soon.
+    /// Recovers the stream; its end. None when the log has no name any more. `pending`: so many bytes
+    /// are to be appended soon.
     pub(crate) fn recover(&mut self, known: Tip, pending: u64, tell: &Tell) -> Result<Option<Tip>> {
-        // What needs nothing to be done needs no lock.
-        let (mut gaps, mut unmended) = (false, None);
-        let (mut found, mut last) = self.find_out(known, &mut |_| gaps = true)?;
-        let too_long = |found: &Found, len| len > page::grown(found.tip.end + pending) + PAGE;
-        // What looks damaged may be what another process is writing.
-        if gaps || found.lost.is_some() || found.start.is_some() || too_long(&found, self.len()?) {
+        // What needs nothing to be done needs no lock. What looks damaged may be what another process
+        // is writing.
+        let mut sound = true;
+        let (mut found, mut last) = self.find_out(known, &mut |_| sound = false)?;
+        sound &= found.lost.is_none() && found.start.is_none() && found.failed.is_none();
+        if !sound || self.len()? > page::grown(found.tip.end + pending) + PAGE {
             let held = Held::new(self.disk.clone(), self.log.as_ref(), !self.write);
             let held = held.map_err(self.os("log"))?;
             if !self.named()? {
                 return Ok(None);
             }
-            if !self.write {
-                self.settle()?;
-            }
-            (found, last) = self.find_out(known, &mut |gap| tell(&self.tell_of(gap)))?;
-            if self.write && found.lost.is_none() {
-                (last, unmended) = self.mend(&mut found, last, tell)?;
-                if too_long(&found, self.len()?) {
-                    // What a large commit that did not come to its end has left.
-                    let len = page::grown(found.tip.end + pending);
-                    self.disk.set_len(self.log()?, len).map_err(self.os("log"))?;
-                }
-            }
+            let unmended;
+            (found, unmended) = self.recover_locked(known, pending, tell)?;
+            last = self.index_head()?.0;
             held.release().map_err(self.os("log"))?;
+            self.unmended = self.unmended.take().or(unmended);
         }
         if let Some(what) = found.lost {
-            tell(&self.damaged(found.tip.count, what).to_string());
-            self.lost = Some((what, found.tip));
+            let error = self.damaged(found.tip.count, what);
+            tell(&error.to_string());
+            self.intact = Some((found.tip, error));
+        } else if let Some(error) = found.failed {
+            // What was durable before can be read.
+            self.intact = Some((found.from, error));
         }
-        self.unmended = self.unmended.take().or(unmended);
         self.seen = AtomicU64::new(last);
         self.head = Mutex::new(found.head);
-        Ok(Some(found.tip))
+        Ok(Some(self.intact.as_ref().map_or(found.tip, |_| known)))
     }
 
-    /// Makes the last commit durable and visible, when it is not known to be. What `last` is then,
-    /// and what kept it from that.
-    fn mend(&self, found: &mut Found, last: u64, tell: &Tell) -> Result<(u64, Option<Error>)> {
-        let Some(start) = found.start else {
-            return Ok((last, None));
+    fn recover_locked(
+        &self,
+        known: Tip,
+        pending: u64,
+        tell: &Tell,
+    ) -> Result<(Found<Error>, Option<Error>)> {
+        let found = self.find_out(known, &mut |gap| tell(&self.tell_of(gap)))?.0;
+        let mended = match &found.failed {
+            _ if found.lost.is_some() => Ok(()),
+            Some(error) => Err(error.clone()),
+            None if self.write => self.mend(&found, pending, tell),
+            None => Err(Error::ReadOnly),
         };
-        if let Err(error) = self.rewrite(found, start) {
-            // Without room for it what was durable before can be read.
-            if !error.no_room() || found.from.count == 0 || !found.from.whole {
-                return Err(error);
+        let Err(error) = mended else {
+            return Ok((found, None));
+        };
+        // What cannot be written again is read as the disk has it.
+        let again = self.settle().and_then(|()| self.find_out(known, &mut |_| {}));
+        let failed = |failed| Found { failed: Some(failed), ..found };
+        Ok((again.map_or_else(failed, |(found, _)| found), Some(error)))
+    }
+
+    /// Makes the last commit durable and visible, when it is not known to be.
+    fn mend(&self, found: &Found<Error>, pending: u64, tell: &Tell) -> Result<()> {
+        let (last, seed) = self.index_head()?;
+        if let Some(start) = found.start {
+            self.rewrite(found, start)?;
+            if last > 0 && seed != found.head.seed {
+                let index = self.index.as_ref().map(|index| self.disk.set_len(index, 0));
+                index.transpose().map_err(self.os("index"))?;
             }
-            found.tip = found.from;
-            return Ok((last, Some(error)));
+            self.publish(found.tip.at, found.head.seed)?;
+            let name = self.title();
+            tell(&match found.tip.count - found.from.count {
+                more if last > 0 => {
+                    format!("stream {name:?}: recovered {more} events that a crash left behind")
+                }
+                _ => format!("stream {name:?}: made its index again"),
+            });
         }
-        if last > 0 && self.index_head()?.1 != found.head.seed {
-            let index = self.index.as_ref().map(|index| self.disk.set_len(index, 0));
-            index.transpose().map_err(self.os("index"))?;
+        let len = page::grown(found.tip.end + pending);
+        if self.len()? > len + PAGE {
+            // What a large commit that did not come to its end has left.
+            self.disk.set_len(self.log()?, len).map_err(self.os("log"))?;
         }
-        if let Err(error) = self.publish(found.tip.at, found.head.seed) {
-            return Ok((last, Some(error)));
-        }
-        let name = self.title();
-        tell(&match found.tip.count - found.from.count {
-            more if last > 0 => {
-                format!("stream {name:?}: recovered {more} events that a crash left behind")
-            }
-            _ => format!("stream {name:?}: made its index again"),
-        });
-        Ok((found.tip.at, None))
+        Ok(())
     }
 
     /// Writes the last commit again in place, for it may be in the page cache only or on pages whose
     /// sync failed, and syncs it: it is durable then. With the head, which came with the first one.
-    fn rewrite(&self, found: &Found, start: u64) -> Result<()> {
+    fn rewrite(&self, found: &Found<Error>, start: u64) -> Result<()> {
         let (disk, log) = (&*self.disk, self.log()?);
         let mut piece = vec![0; PIECE];
         let mut at = start;

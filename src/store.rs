@@ -10,9 +10,8 @@ use std::sync::{Arc, Mutex, Weak};
 
 use crate::disk::{Disk, Names, Real, is_stream_name};
 use crate::error::{Error, Result};
-use crate::reader::Shared;
 use crate::status::Status;
-use crate::stream::Stream;
+use crate::stream::{Shared, Stream};
 use crate::sys::lock;
 
 /// What `.smolstore` says.

@@ -1,630 +1,597 @@
-//! A stream: its reading half, and what waits to be appended to it; batches, the queue in front of
-//! a commit, the commit.
+//! One stream: its open files, its end, and reading. [`crate::commit`] appends.
 //!
-//! A commit is one write to the log and one `fdatasync`; then `last` makes it visible. All of it
-//! happens under the stream's mutex and the flock(2) of its log, which is all that several
-//! processes on one store share. Batches that arrive while one is being synced wait in a queue
-//! and share the next sync.
+//! Streams take no lock: they believe `last`, and check every block.
 
 use std::collections::VecDeque;
-use std::ops::Deref;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, mpsc};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use crate::batch::{Blocks, Shape, Tally};
+use crate::batch::{Shape, Tally};
 use crate::disk::Disk;
 use crate::error::{Error, Result};
-use crate::log::{Files, Held};
-use crate::page::{self, HEAD};
-use crate::reader::{Reader, Shared};
-use crate::spill::{Spill, write_all};
-use crate::sys::{lock, try_lock};
+use crate::find::Spot;
+use crate::log::Files;
+use crate::page::{self, Block, HEADER, Head, PAGE, RAW};
+use crate::spill::{Ceiling, PIECE, Spill};
+use crate::status::Status;
+use crate::sys::{lock, newline, try_lock};
 use crate::walk::{Pages, Tip};
 
-/// So many of the callers' threads may be committing; beyond that a commit gets one of its own, so
-/// that slow ones leave a mount with threads for those who want something else.
-const LEADERS: usize = 72;
-/// Batches share a sync up to this many bytes; a larger one goes alone.
-const GROUP: u64 = 1 << 20;
-/// So many bytes of log are written at once.
-const WRITE: usize = 256 << 10;
-/// A clock that is behind by more is worth a line in the operator's log: nanoseconds.
-const LATE: u64 = 1_000_000_000;
+/// At most this many streams have their files open, beside those in the middle of a request.
+const OPEN: usize = 256;
+
+/// What all streams of a store share.
+pub(crate) struct Shared<D: Disk> {
+    pub(crate) disk: Arc<D>,
+    pub(crate) read_only: bool,
+    pub(crate) log: Box<dyn Fn(&str) + Send + Sync>,
+    pub(crate) ceiling: Arc<Ceiling>,
+    pub(crate) status: Status,
+    /// How many threads are committing for others.
+    pub(crate) leading: AtomicUsize,
+    /// Those with open files; the next to close them is in front. None when all were let go of.
+    open: Mutex<Option<VecDeque<Arc<Stream<D>>>>>,
+}
+
+impl<D: Disk> Shared<D> {
+    pub(crate) fn new(disk: D, read_only: bool, log: Box<dyn Fn(&str) + Send + Sync>) -> Self {
+        Shared {
+            disk: Arc::new(disk),
+            read_only,
+            log,
+            ceiling: Arc::default(),
+            status: Status::default(),
+            leading: AtomicUsize::new(0),
+            open: Mutex::new(Some(VecDeque::new())),
+        }
+    }
+
+    /// Takes in a stream that has just opened its files.
+    fn admit(&self, stream: Arc<Stream<D>>) {
+        if let Some(open) = &mut *lock(&self.open) {
+            open.push_back(stream);
+        }
+        self.close_idle(OPEN);
+    }
+
+    /// Closes the files of streams that are idle until no more than `most` are open: those that were
+    /// not used since they were last looked at (the CLOCK algorithm). False when there was none.
+    fn close_idle(&self, most: usize) -> bool {
+        let (mut open, mut closed) = (lock(&self.open), false);
+        let Some(open) = &mut *open else {
+            return false;
+        };
+        for _ in 0..2 * open.len() {
+            if open.len() <= most {
+                break;
+            }
+            let Some(oldest) = open.pop_front() else {
+                break;
+            };
+            // One that is being opened or closed right now is left to whoever does it.
+            let idle = !oldest.used.swap(false, Relaxed);
+            let files = try_lock(&oldest.files).filter(|_| idle);
+            if files.map(|mut files| *files = None).is_some() {
+                closed = true;
+            } else {
+                open.push_back(oldest);
+            }
+        }
+        closed
+    }
+
+    /// Lets go of all streams: each of them holds this.
+    pub(crate) fn close(&self) {
+        *lock(&self.open) = None;
+    }
+}
+
+/// What a glance at a stream shows.
+pub(crate) enum Glance {
+    /// There is more than was seen, or an error; to see it somebody may have to be waited for.
+    More,
+    Nothing,
+    /// It was removed, or another mount renamed it.
+    Gone,
+}
+
+/// Where a reader was. A hint, checked when used.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Cursor(u64);
+
+/// An event as it was read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// Its place in the stream, from 0.
+    pub index: u64,
+    /// When it was committed: nanoseconds since the Unix epoch. Strictly greater from commit to
+    /// commit, the same within one.
+    pub time: u64,
+    /// Its bytes.
+    pub bytes: Vec<u8>,
+}
+
+/// A stream of a store: see [`Store::stream`](crate::store::Store::stream).
+pub struct Stream<D: Disk> {
+    pub(crate) shared: Arc<Shared<D>>,
+    pub(crate) name: Mutex<PathBuf>,
+    /// The identity of the log when it was last opened, 0 before.
+    identity: Mutex<u64>,
+    /// None: the next to use it opens it by name, and recovers it.
+    files: Mutex<Option<Arc<Files<D>>>>,
+    used: AtomicBool,
+    /// What is known to be durable. It never goes back.
+    pub(crate) tip: Mutex<Tip>,
+    /// Held while the log changes.
+    pub(crate) writer: Mutex<()>,
+    /// Log bytes of batches not yet committed, at most.
+    pub(crate) pending: AtomicU64,
+    pub(crate) queue: Mutex<Queue<D>>,
+    /// How long the log was when last seen.
+    pub(crate) room: AtomicU64,
+    /// It was said that the clock is behind.
+    pub(crate) late: AtomicBool,
+}
 
 /// Called with the index of a batch's first event, or why there is none.
 pub type Done = Box<dyn FnOnce(Result<u64>) + Send>;
 
-struct Job<D: Disk> {
-    batch: Batch<D>,
-    guard: Option<u64>,
-    begun: Instant,
-    done: Done,
+pub(crate) struct Job<D: Disk> {
+    pub(crate) batch: Batch<D>,
+    pub(crate) guard: Option<u64>,
+    pub(crate) begun: Instant,
+    pub(crate) done: Done,
 }
 
 /// Batches that wait for a commit.
-struct Queue<D: Disk> {
-    jobs: VecDeque<Job<D>>,
+pub(crate) struct Queue<D: Disk> {
+    pub(crate) jobs: VecDeque<Job<D>>,
     /// A thread is committing, and will look here again. Without one the queue is empty.
-    leading: bool,
+    pub(crate) leading: bool,
 }
 
-/// A stream of a store: see [`Store::stream`](crate::store::Store::stream). What is read is asked of
-/// its [`Reader`].
-pub struct Stream<D: Disk> {
-    reader: Arc<Reader<D>>,
-    queue: Mutex<Queue<D>>,
-    /// How long the log was when last seen.
-    room: AtomicU64,
-    /// It was said that the clock is behind.
-    late: AtomicBool,
+/// Events gathered for one commit. Dropped without one, it leaves nothing.
+pub struct Batch<D: Disk> {
+    pub(crate) stream: Arc<Stream<D>>,
+    /// At least one; what is written goes to the last.
+    pub(crate) parts: Vec<Part<D>>,
+    /// Bytes written.
+    pub(crate) len: u64,
+    /// Bytes of log.
+    pub(crate) reserved: u64,
 }
 
-impl<D: Disk> Deref for Stream<D> {
-    type Target = Arc<Reader<D>>;
-
-    fn deref(&self) -> &Arc<Reader<D>> {
-        &self.reader
-    }
+/// Bytes of a batch that divide into events in one way.
+pub(crate) struct Part<D: Disk> {
+    pub(crate) shape: Shape,
+    pub(crate) tally: Tally,
+    pub(crate) spill: Spill<D>,
 }
 
 impl<D: Disk> Stream<D> {
     pub(crate) fn new(shared: Arc<Shared<D>>, name: PathBuf) -> Arc<Stream<D>> {
         Arc::new(Stream {
-            reader: Reader::new(shared, name),
+            shared,
+            name: Mutex::new(name),
+            identity: Mutex::new(0),
+            files: Mutex::new(None),
+            used: AtomicBool::new(false),
+            tip: Mutex::default(),
+            writer: Mutex::default(),
+            pending: AtomicU64::new(0),
             queue: Mutex::new(Queue { jobs: VecDeque::new(), leading: false }),
             room: AtomicU64::new(0),
             late: AtomicBool::new(false),
         })
     }
 
-    /// An empty batch, to be filled with [`Batch::push`] and committed with [`Stream::commit`].
-    pub fn batch(self: &Arc<Self>, shape: Shape) -> Batch<D> {
-        Batch { stream: self.clone(), parts: vec![self.part(shape)], len: 0, reserved: 0 }
+    pub(crate) fn name(&self) -> PathBuf {
+        lock(&self.name).clone()
     }
 
-    fn part(&self, shape: Shape) -> Part<D> {
-        let spill = Spill::new(self.shared.disk.clone(), self.shared.ceiling.clone());
-        Part { shape, tally: Tally::default(), spill }
+    pub(crate) fn identity(&self) -> u64 {
+        *lock(&self.identity)
     }
 
-    /// Appends `events`, any bytes each, as one batch; returns the index of the first. With a
-    /// `guard` only if that index is the guard, else [`Error::Exists`]. When it returns they are
-    /// durable. No events: nothing happens.
-    pub fn append<E: AsRef<[u8]>>(
-        self: &Arc<Self>,
-        events: impl IntoIterator<Item = E>,
-        guard: Option<u64>,
-    ) -> Result<u64> {
-        let mut batch = self.batch(Shape::Lines);
-        for event in events {
-            batch.event(event.as_ref())?;
+    pub(crate) fn disk(&self) -> &D {
+        &self.shared.disk
+    }
+
+    pub(crate) fn title(&self) -> String {
+        self.name().to_string_lossy().into_owned()
+    }
+
+    pub(crate) fn os(&self, what: &str) -> impl FnOnce(std::io::Error) -> Error {
+        move |error| Error::os(format!("{}/{what}", self.title()))(error)
+    }
+
+    // ---- files and the end -------------------------------------------------------------------
+
+    pub(crate) fn files(self: &Arc<Self>) -> Result<Arc<Files<D>>> {
+        let mut slot = lock(&self.files);
+        self.used.store(true, Relaxed);
+        if let Some(files) = &*slot {
+            return Ok(files.clone());
         }
-        self.commit(batch, guard)
-    }
-
-    /// Commits a batch, like [`Stream::append`].
-    ///
-    /// # Errors
-    /// [`Error::Invalid`] for a batch of another stream.
-    pub fn commit(self: &Arc<Self>, batch: Batch<D>, guard: Option<u64>) -> Result<u64> {
-        if !Arc::ptr_eq(self, &batch.stream) {
-            return Err(Error::Invalid);
-        }
-        let (done, answer) = mpsc::channel();
-        let done = Box::new(move |result| {
-            // Whoever asked is waiting below.
-            let _ = done.send(result);
+        let files = Arc::new(loop {
+            match self.open() {
+                Err(Error::Os { errno: libc::EMFILE | libc::ENFILE, .. })
+                    if self.shared.close_idle(0) => {}
+                result => break result?,
+            }
         });
-        if self.enqueue(batch, guard, done) {
-            self.commit_group();
-            if !self.idle() {
-                // Those that came meanwhile must not keep this caller from going on.
-                self.shared.leading.fetch_add(1, Relaxed);
-                if !self.lead_elsewhere() {
-                    self.lead();
+        *slot = Some(files.clone());
+        drop(slot);
+        self.shared.admit(self.clone());
+        Ok(files)
+    }
+
+    /// Closes the files: the next to need them opens them again, by name, and recovers.
+    pub(crate) fn close(&self) {
+        *lock(&self.files) = None;
+        if let Some(open) = &mut *lock(&self.shared.open) {
+            open.retain(|stream| !std::ptr::eq(&raw const **stream, self));
+        }
+    }
+
+    /// Opens the files and recovers the stream.
+    fn open(&self) -> Result<Files<D>> {
+        for _ in 0..8 {
+            let disk = self.shared.disk.clone();
+            let mut files = Files::open(disk, self.name(), !self.shared.read_only)?;
+            let known = {
+                let (mut identity, mut tip) = (lock(&self.identity), lock(&self.tip));
+                if *identity != files.identity {
+                    // Another stream has the name, or the first one.
+                    (*identity, *tip) = (files.identity, Tip::default());
                 }
+                *tip
+            };
+            let pending = self.pending.load(Relaxed);
+            if let Some(tip) = files.recover(known, pending, &self.shared.log)? {
+                *lock(&self.tip) = tip;
+                return Ok(files);
             }
         }
-        let lost = |_| self.os("log")(std::io::Error::other("the commit was given up"));
-        answer.recv().map_err(lost)?
+        Err(self.os("log")(std::io::Error::other("it does not stay this stream's")))
     }
 
-    /// Commits a batch and calls `done`; here, or on the thread that is committing already. That
-    /// one also commits what others bring meanwhile, so nobody has to wait in a thread.
-    pub fn submit(self: &Arc<Self>, batch: Batch<D>, guard: Option<u64>, done: Done) {
-        if self.enqueue(batch, guard, done) {
-            self.commit_queue();
-        }
-    }
-
-    /// Commits what is in the queue: for who was told so by [`Stream::enqueue`].
-    pub(crate) fn commit_queue(self: &Arc<Self>) {
-        if self.shared.leading.fetch_add(1, Relaxed) < LEADERS || !self.lead_elsewhere() {
-            self.lead();
-        }
-    }
-
-    /// Leaves the lead to a thread of its own. False when there are no more threads.
-    fn lead_elsewhere(self: &Arc<Self>) -> bool {
-        let stream = self.clone();
-        let thread = std::thread::Builder::new().spawn(move || stream.lead());
-        thread.is_ok()
-    }
-
-    /// Puts a batch in the queue. True when nobody is committing: it is for the caller to.
-    pub(crate) fn enqueue(&self, batch: Batch<D>, guard: Option<u64>, done: Done) -> bool {
-        let mut queue = lock(&self.queue);
-        queue.jobs.push_back(Job { batch, guard, begun: Instant::now(), done });
-        !std::mem::replace(&mut queue.leading, true)
-    }
-
-    /// Commits what is in the queue, as one of the leaders that are counted.
-    fn lead(self: &Arc<Self>) {
-        while !self.idle() {
-            self.commit_group();
-        }
-        self.shared.leading.fetch_sub(1, Relaxed);
-    }
-
-    fn idle(&self) -> bool {
-        let mut queue = lock(&self.queue);
-        queue.leading = !queue.jobs.is_empty();
-        !queue.leading
-    }
-
-    /// Commits the next batch and those behind it that fit, with one sync.
-    fn commit_group(self: &Arc<Self>) {
-        let mut group = Vec::new();
-        let mut size = 0;
-        let mut queue = lock(&self.queue);
-        while let Some(job) = queue.jobs.front() {
-            size += job.batch.len();
-            if size > GROUP && !group.is_empty() {
-                break;
-            }
-            group.extend(queue.jobs.pop_front());
-        }
-        drop(queue);
-        let results = self.attempt(&group);
-        let status = &self.shared.status;
-        for (job, result) in group.into_iter().zip(results) {
-            let (events, len) = (job.batch.all_events(), job.batch.len());
-            match &result {
-                Ok(_) if len == 0 => {}
-                Ok(_) => status.batch(events, len, job.begun.elapsed().as_nanos() as u64),
-                Err(error) => self.refused(error),
-            }
-            // A fault there must not keep this thread from those who wait behind.
-            let told = catch_unwind(AssertUnwindSafe(|| {
-                (job.done)(result);
-                // What it had reserved goes back, which may take its time.
-                drop(job.batch);
-            }));
-            if told.is_err() {
-                (self.shared.log)("the answer to a commit ended in a fault");
-            }
-        }
-    }
-
-    /// Counts an append that was refused.
-    pub(crate) fn refused(&self, error: &Error) {
-        self.shared.status.refused(*error == Error::Exists);
-    }
-
-    /// Commits these batches as one unit: what each is to be told.
-    fn attempt(self: &Arc<Self>, group: &[Job<D>]) -> Vec<Result<u64>> {
-        // What was durable before, as far as is known.
-        let mut before = lock(&self.tip).count;
-        let commit = || {
-            self.locked(|files, tip| {
-                before = tip.count;
-                let (places, count) = place(tip, group);
-                if count > tip.count {
-                    self.write(files, tip, group, &places)?;
-                }
-                Ok(places)
-            })
-        };
-        let outcome = catch_unwind(AssertUnwindSafe(commit));
-        match outcome.unwrap_or_else(|_| Err(self.unknown(&"a fault in smolstore"))) {
-            Ok(places) => places,
-            // One that finds no room must not take others with it.
-            Err(error) if error.no_room() && group.len() > 1 => {
-                group.chunks(1).flat_map(|job| self.attempt(job)).collect()
-            }
-            Err(error) => {
-                let told = |job: &Job<D>| match job.guard {
-                    // Nothing of it can have failed.
-                    None if job.batch.is_empty() => Ok(before),
-                    // A guard that lost to what is durable is told so, whatever became of the others.
-                    Some(guard) if guard < before => Err(Error::Exists),
-                    _ => Err(error.clone()),
-                };
-                group.iter().map(told).collect()
-            }
-        }
-    }
-
-    /// Steps 2 to 5 of a commit: room, blocks, sync, `last`.
-    fn write(
-        &self,
-        files: &Files<D>,
-        tip: Tip,
-        group: &[Job<D>],
-        places: &[Result<u64>],
-    ) -> Result<()> {
-        let (disk, log) = (self.disk(), files.log()?);
-        let placed = || group.iter().zip(places).filter(|(_, place)| place.is_ok());
-        let bytes: u64 = placed().map(|(job, _)| job.batch.room()).sum();
-        let first = tip.count == 0;
-        let mut head = *lock(&files.head);
-        if first {
-            // Of an odd number no time comes to 0.
-            head.seed =
-                if head.seed == 0 { disk.random().map_err(self.os("log"))? | 1 } else { head.seed };
-            // It takes up room for what is to be written last.
-            files.publish(0, head.seed)?;
-        }
-        // Where there is no room for the step ahead there may be for the batch.
-        let _ = self.grow(files, tip.end + bytes);
-        let mut blocks = Blocks::new(head.seed, &tip, self.time(tip)?);
-        let flush = |blocks: &mut Blocks| -> std::io::Result<()> {
-            match blocks.take() {
-                // While there are no events, with the head: it may be in the cache only.
-                (at, bytes) if first && at == HEAD as u64 => {
-                    write_all(disk, log, &[&head.encode()[..], &bytes].concat(), 0)?;
-                }
-                (at, bytes) => write_all(disk, log, &bytes, at)?,
-            }
-            if let Some(((at, entries), index)) = blocks.take_entries().zip(files.index.as_ref()) {
-                // Hints: without them the pages are asked.
-                let _ = write_all(disk, index, &entries, at);
-            }
-            Ok(())
-        };
-        let mut fill = || -> Result<Tip> {
-            for part in placed().flat_map(|(job, _)| &job.batch.parts) {
-                part.spill.pieces(0, |_, bytes| {
-                    blocks.push(part.shape, bytes);
-                    match blocks.len() {
-                        WRITE.. => flush(&mut blocks).map_err(self.os("log")),
-                        _ => Ok(()),
-                    }
-                })?;
-                blocks.end(part.shape);
-            }
-            let new = blocks.finish();
-            flush(&mut blocks).map_err(self.os("log")).map(|()| new)
-        };
-        let new = match fill() {
-            // Its last block is not there, so it comes to nothing.
-            Err(error) if error.no_room() => return Err(error),
-            filled => filled.map_err(|error| self.doubt(files, &error))?,
-        };
-        // Those who wait for the disk at the same time may be many.
-        drop(blocks);
-        let synced = disk.sync_data(log).map_err(self.os("log"));
-        let named = || if first { files.sync_names() } else { Ok(()) };
-        let published =
-            synced.and_then(|()| named()).and_then(|()| files.publish(new.at, head.seed));
-        // A client cut off from a distributed file system may learn it here.
-        let told = published.and_then(|()| disk.stat(log).map_err(self.os("log")));
-        told.map_err(|error| self.doubt(files, &error))?;
-        *lock(&files.head) = head;
-        files.seen.store(new.at, Relaxed);
-        *lock(&self.tip) = new;
-        self.shared.status.commit();
-        Ok(())
-    }
-
-    /// The time of a commit behind `tip`.
-    fn time(&self, tip: Tip) -> Result<u64> {
-        let now = self.disk().now();
-        if tip.time > now.saturating_add(LATE) && !self.late.swap(true, Relaxed) {
-            let ahead = (tip.time - now) / LATE;
-            (self.shared.log)(&format!(
-                "stream {:?}: the clock is {ahead} s behind the time of its last event; until it \
-                 has caught up, new events get that time and a nanosecond more each",
-                self.title()
-            ));
-        }
-        let time = now.max(tip.time + 1);
-        // Blocks have no later one. No clock says so: whoever could write such a log must not stop
-        // the others.
-        let why = "no time is later than that of its last event";
-        let stopped = Error::Stopped { stream: self.title(), why };
-        if time < page::MAX { Ok(time) } else { Err(stopped) }
-    }
-
-    /// What became of a commit is not known: the next to use the stream finds out.
-    fn doubt(&self, files: &Files<D>, error: &Error) -> Error {
-        files.stale.store(true, Relaxed);
-        self.unknown(error)
-    }
-
-    pub(crate) fn unknown(&self, error: &dyn std::fmt::Display) -> Error {
-        Error::Unknown { stream: self.title(), why: error.to_string() }
-    }
-
-    /// Runs `change` on the stream as it is, under its locks.
-    fn locked<R>(self: &Arc<Self>, change: impl FnOnce(&Files<D>, Tip) -> Result<R>) -> Result<R> {
-        if self.shared.read_only {
-            return Err(Error::ReadOnly);
-        }
-        let _writer = lock(&self.writer);
-        // Each turn finds what another process left; nobody can do that forever.
-        for turn in 0..16 {
-            let (files, _) = self.look()?;
-            if let Some((why, _)) = files.lost {
-                return Err(Error::Stopped { stream: self.title(), why });
-            }
-            if let Some(error) = files.unmended.as_ref().filter(|_| turn > 0) {
-                return Err(error.clone());
-            }
-            if files.unmended.is_none() {
-                let held = Held::new(self.shared.disk.clone(), files.log.as_ref(), false);
-                let held = held.map_err(self.os("log"))?;
-                if let Some(tip) = self.ready(&files)? {
-                    let result = change(&files, tip);
-                    let released = held.release().map_err(self.os("log"));
-                    // Nobody is to be told that it is stored, or not, by who lost the lock.
-                    return match released {
-                        Err(error) => Err(self.doubt(&files, &error)),
-                        Ok(()) => result,
-                    };
-                }
+    /// The files, and how much there is to see now.
+    pub(crate) fn look(self: &Arc<Self>) -> Result<(Arc<Files<D>>, Tip)> {
+        // What is opened anew is right, unless it changed again.
+        for _ in 0..4 {
+            let files = self.files()?;
+            if let Some(tip) = self.seen(&files)? {
+                return Ok((files, tip));
             }
             drop(files);
             self.close();
         }
-        Err(self.os("log")(std::io::Error::other("it does not stay recovered")))
+        Err(self.os("index")(std::io::Error::other("it does not stay this stream's")))
     }
 
-    /// As [`Stream::locked`]; None where somebody would have to be waited for, or recovery is due.
-    fn try_locked<R>(
-        self: &Arc<Self>,
-        change: impl FnOnce(&Files<D>, Tip) -> Result<R>,
-    ) -> Result<Option<R>> {
-        let Some(_writer) = try_lock(&self.writer) else {
-            return Ok(None);
-        };
-        let (files, _) = self.look()?;
-        if files.lost.is_some() || files.unmended.is_some() || !files.write {
+    /// How much there is to see now; None where the stream is to be opened again.
+    pub(crate) fn seen(&self, files: &Files<D>) -> Result<Option<Tip>> {
+        let tip = *lock(&self.tip);
+        if files.stale.load(Relaxed) {
             return Ok(None);
         }
-        let held = Held::try_new(self.shared.disk.clone(), files.log()?);
-        let Some(held) = held.map_err(self.os("log"))? else {
+        let Some(index) = &files.index else {
+            // Nobody commits without one.
+            let there = self.disk().identity(&files.name.join("index")).is_ok();
+            return Ok((!there).then_some(tip));
+        };
+        if !self.disk().stat(index).map_err(self.os("index"))?.named {
+            return Ok(None);
+        }
+        let (last, seed) = files.index_head()?;
+        if last == files.seen.load(Relaxed) {
+            return Ok(Some(files.intact.as_ref().map_or(tip, |(intact, _)| *intact)));
+        }
+        if files.intact.is_some() || seed != files.seed() {
+            return Ok(None);
+        }
+        let block = files.scan(0)?.sound(seed, last);
+        let Some(new) = block.map(|block| Tip::from(&block)).filter(|new| new.whole) else {
             return Ok(None);
         };
-        let Some(tip) = self.ready(&files)? else {
-            return Ok(None);
-        };
-        let result = change(&files, tip)?;
-        held.release().map_err(self.os("log"))?;
-        Ok(Some(result))
+        let mut tip = lock(&self.tip);
+        if new.count > tip.count {
+            *tip = new;
+        }
+        files.seen.store(last, Relaxed);
+        Ok(Some(*tip))
     }
 
-    /// The end of a stream that can be appended to as it is, under the locks: the files have their
-    /// names, `last` is known, and nobody has left anything behind it.
-    fn ready(&self, files: &Files<D>) -> Result<Option<Tip>> {
-        let Some(tip) = self.seen(files)?.filter(|_| files.lost.is_none()) else {
-            return Ok(None);
-        };
-        let len = files.len()?;
-        self.room.store(len, Relaxed);
-        if !files.named()? || len < tip.end && tip.count > 0 {
-            return Ok(None);
-        }
-        if tip.count == 0 {
-            // The first commit makes the name durable: it must be the stream's still.
-            let named = self.disk().identity(&files.name.join("log")).ok();
-            if named != Some(files.identity) || !files.same_head()? {
-                return Ok(None);
-            }
-        }
-        let behind = files.scan(0)?.block(files.seed(), page::place(tip.end))?;
-        Ok(Some(tip).filter(|tip| !behind.is_some_and(|block| tip.leads_to(&block))))
+    /// How much there is to see now.
+    pub(crate) fn tip(self: &Arc<Self>) -> Result<Tip> {
+        Ok(self.look()?.1)
     }
 
-    // ---- room --------------------------------------------------------------------------------
-
-    /// Makes the log as long as needed, and a step ahead.
-    fn grow(&self, files: &Files<D>, needed: u64) -> Result<()> {
-        let len = self.room.load(Relaxed);
-        if needed <= len {
+    /// An error where the end is not known. Where that may come right the next to ask tries again.
+    fn ended(&self, files: &Files<D>) -> Result<()> {
+        let Some((_, error)) = &files.intact else {
             return Ok(());
+        };
+        if files.unmended.is_some() {
+            files.stale.store(true, Relaxed);
         }
-        let (log, to) = (files.log()?, page::grown(needed));
-        let filled = needed.next_multiple_of(page::PAGE).min(to);
-        if let Err(error) = self.disk().reserve(log, len, filled, to).map_err(self.os("log")) {
-            let got = files.len()?;
-            self.room.store(got, Relaxed);
-            // The step ahead may have been too much, what is needed not.
-            if got < needed {
-                if error.no_room() {
-                    // Give back what was taken: others may need it.
-                    self.disk().set_len(log, len).map_err(self.os("log"))?;
-                    self.room.store(len, Relaxed);
+        Err(error.clone())
+    }
+
+    /// Whoever has seen less than this of the view has something to see: more, or an error.
+    pub(crate) fn news(self: &Arc<Self>) -> Result<u64> {
+        let (files, tip) = self.look()?;
+        Ok(self.ended(&files).map_or(u64::MAX, |()| tip.view))
+    }
+
+    /// Whether there is more than up to the view offset `seen`, for who must not wait for anybody. It
+    /// opens nothing for good: that may take the log's lock.
+    pub(crate) fn glance(&self, seen: u64) -> Glance {
+        let Some(slot) = try_lock(&self.files) else {
+            // Somebody is opening them: the next time.
+            return Glance::Nothing;
+        };
+        let (files, tip) = (slot.clone(), *lock(&self.tip));
+        drop(slot);
+        match files {
+            _ if tip.view > seen => Glance::More,
+            Some(files) => {
+                self.used.store(true, Relaxed);
+                match self.seen(&files) {
+                    Ok(Some(tip)) if tip.view <= seen && files.intact.is_none() => Glance::Nothing,
+                    Ok(None) => self.glance_by_name(&tip),
+                    _ => Glance::More,
                 }
-                return Err(error);
             }
-            return Ok(());
+            None => self.glance_by_name(&tip),
         }
-        self.room.store(to, Relaxed);
-        Ok(())
     }
 
-    /// Takes up room for `bytes` more of log, so that it is the write that meets a full disk, not the
-    /// commit; where somebody has the lock it is the commit.
-    fn reserve(self: &Arc<Self>, bytes: u64) -> Result<()> {
-        let pending = self.pending.fetch_add(bytes, Relaxed) + bytes;
-        let end = lock(&self.tip).end;
-        if self.shared.read_only {
-            return Err(Error::ReadOnly);
+    /// Whether there is more than `tip` in what has the stream's name.
+    fn glance_by_name(&self, tip: &Tip) -> Glance {
+        let (disk, name, known) = (self.disk(), self.name(), self.identity());
+        let identity = disk.identity(&name.join("log"));
+        let none = |error: &std::io::Error| error.kind() == std::io::ErrorKind::NotFound;
+        let gone = match &identity {
+            Ok(identity) => ![0, *identity].contains(&known),
+            // Where it may not be made there is none before the first writer comes.
+            Err(error) => none(error) && (known != 0 || disk.identity(&name).is_err()),
+        };
+        if gone {
+            return match try_lock(&self.writer) {
+                Some(_) if self.name() == name => Glance::Gone,
+                // Renamed here in this moment: who does that tells those who wait.
+                _ => Glance::Nothing,
+            };
         }
-        if self.room.load(Relaxed) >= end + pending {
-            return Ok(());
+        let index = disk.open(&name.join("index"), false);
+        let mut last = [0; 8];
+        match index.and_then(|index| disk.read_at(&index, &mut last, 0)) {
+            Ok(8) if ![0, tip.at].contains(&u64::from_le_bytes(last)) => Glance::More,
+            // Without an index nobody has committed since it was deleted.
+            _ => Glance::Nothing,
         }
-        self.try_locked(|files, tip| self.grow(files, tip.end + pending)).map(drop)
     }
 
-    /// A batch is committed or given up. What was reserved for a large one goes back.
-    fn release(self: &Arc<Self>, bytes: u64) {
-        let pending = self.pending.fetch_sub(bytes, Relaxed) - bytes;
-        if bytes < page::STEP {
-            return;
+    // ---- reading -----------------------------------------------------------------------------
+
+    /// The count, for who is told by it that an index is taken.
+    pub(crate) fn taken(self: &Arc<Self>) -> Result<u64> {
+        let (files, tip) = self.look()?;
+        let Some(error) = &files.unmended else {
+            return Ok(tip.count);
+        };
+        // It may come right.
+        files.stale.store(true, Relaxed);
+        Err(error.clone())
+    }
+
+    /// The number of events there ever were: the index that the next one gets.
+    pub fn count(self: &Arc<Self>) -> Result<u64> {
+        let (files, tip) = self.look()?;
+        // A commit whose outcome is not known may come to be counted.
+        if files.unmended.is_some() {
+            self.ended(&files)?;
         }
-        // When it does not work the space is given back when the stream is opened next.
-        let _ = self.try_locked(|files, tip| {
-            let keep = page::grown(tip.end + pending);
-            if self.room.load(Relaxed) > keep {
-                self.disk().set_len(files.log()?, keep).map_err(self.os("log"))?;
-                self.room.store(keep, Relaxed);
+        Ok(tip.count)
+    }
+
+    /// The head of the log: which events are kept.
+    pub(crate) fn head(self: &Arc<Self>) -> Result<Head> {
+        self.look()?.0.head()
+    }
+
+    /// The index of the first event that is kept; the count when none is.
+    pub fn first(self: &Arc<Self>) -> Result<u64> {
+        Ok(self.head()?.first)
+    }
+
+    /// The files and the end of a stream that keeps event `n`. NotFound when it is not there yet,
+    /// Dropped when it is no more.
+    fn keeps(self: &Arc<Self>, n: u64) -> Result<(Arc<Files<D>>, Tip)> {
+        let (files, tip) = self.look()?;
+        if n >= tip.count {
+            self.ended(&files)?;
+            return Err(Error::NotFound);
+        }
+        if n < files.head()?.first {
+            return Err(Error::Dropped);
+        }
+        Ok((files, tip))
+    }
+
+    /// The view offset of event `n`; `n` may be the count, NotFound when it is more.
+    pub(crate) fn view(self: &Arc<Self>, n: u64) -> Result<u64> {
+        match self.look()? {
+            (_, tip) if n == tip.count => Ok(tip.view),
+            (files, _) if n == files.head()?.first => Ok(files.head()?.view),
+            _ => {
+                let (files, tip) = self.keeps(n)?;
+                Ok(files.event(&mut files.scan(0)?, &tip, n)?.view())
             }
-            Ok(())
-        });
+        }
     }
 
-    // ---- names -------------------------------------------------------------------------------
-
-    /// Runs `remove` under the locks of the stream, unless it keeps events.
-    pub(crate) fn empty(self: &Arc<Self>, remove: impl FnOnce() -> Result<()>) -> Result<()> {
-        self.locked(|files, tip| match files.head()?.first {
-            first if first == tip.count => remove(),
-            _ => Err(Error::NotEmpty),
-        })
+    /// Event `n`: its view offset, its length and its time.
+    pub(crate) fn meta(self: &Arc<Self>, n: u64) -> Result<(u64, u64, u64)> {
+        let (files, tip) = self.keeps(n)?;
+        let mut scan = files.scan(0)?;
+        let spot = files.event(&mut scan, &tip, n)?;
+        let Spot { block, into } = spot;
+        let (begin, end) = (HEADER + into, HEADER + usize::from(block.len));
+        let payload = scan.page(block.at)?.get(begin..end).unwrap_or_default();
+        let len = match ends(&block, payload) {
+            Some(len) => len as u64,
+            None => self.view(n + 1)? - spot.view() - 1,
+        };
+        Ok((spot.view(), len, block.time))
     }
 
-    /// Gives the stream another name by `rename`, while it commits nothing.
-    pub(crate) fn rename(
+    /// One event. NotFound when there is none of that index, Dropped when there was.
+    pub fn event(self: &Arc<Self>, n: u64) -> Result<Event> {
+        let (view, len, time) = self.meta(n)?;
+        let mut bytes = Vec::new();
+        let mut cursor = Cursor::default();
+        while (bytes.len() as u64) < len {
+            let (at, left) = (view + bytes.len() as u64, len - bytes.len() as u64);
+            let most = usize::try_from(left).map_or(PIECE, |left| left.min(PIECE));
+            bytes.extend(self.read_view(at, most, &mut cursor)?);
+        }
+        Ok(Event { index: n, time, bytes })
+    }
+
+    /// The events from `n` on, up to the last there is now. NotFound when `n` is beyond the count.
+    /// Where the disk lost events, an error behind the last: there may have been more.
+    pub fn read(self: &Arc<Self>, n: u64) -> Result<impl Iterator<Item = Result<Event>> + use<D>> {
+        let (files, tip) = self.look()?;
+        if n > tip.count {
+            return Err(Error::NotFound);
+        }
+        let (stream, end) = (self.clone(), self.ended(&files));
+        let (mut next, mut ready) = (n, Vec::new().into_iter());
+        Ok(std::iter::from_fn(move || {
+            if ready.len() == 0 && next < tip.count {
+                match stream.some(next, tip.count) {
+                    Ok(events) => ready = events.into_iter(),
+                    Err(error) => {
+                        next += 1;
+                        return Some(Err(error));
+                    }
+                }
+            }
+            let Some(event) = ready.next() else {
+                let end = (next == tip.count).then(|| end.clone().err()).flatten();
+                next = u64::MAX;
+                return end.map(Err);
+            };
+            next += 1;
+            Some(Ok(event))
+        }))
+    }
+
+    /// At least one of the events `n..count`, as many as are in a piece of the log.
+    fn some(self: &Arc<Self>, n: u64, count: u64) -> Result<Vec<Event>> {
+        let (files, tip) = self.keeps(n)?;
+        let (seed, mut scan) = (files.seed(), files.scan(PIECE)?);
+        let Spot { block, mut into } = files.event(&mut scan, &tip, n)?;
+        let (mut at, mut view, limit) = (block.at, block.view, block.at + PIECE as u64);
+        let (mut events, mut bytes) = (Vec::new(), Vec::new());
+        while at < limit.min(tip.end)
+            && let Some((block, payload)) = page::decode(seed, at, scan.page(at)?)
+            && block.view == view
+        {
+            let mut rest = &payload[into..];
+            while let Some(end) = ends(&block, rest) {
+                bytes.extend_from_slice(&rest[..end]);
+                let (index, bytes) = (n + events.len() as u64, std::mem::take(&mut bytes));
+                events.push(Event { index, time: block.time, bytes });
+                rest = &rest[end + 1..];
+            }
+            bytes.extend_from_slice(rest);
+            (at, view, into) = (page::place(block.end()), block.view_end(), 0);
+        }
+        events.truncate(usize::try_from(count - n).unwrap_or(usize::MAX));
+        match events.is_empty() {
+            // It is long, or damaged.
+            true => Ok(vec![self.event(n)?]),
+            false => Ok(events),
+        }
+    }
+
+    /// The first event committed at or after `time` (nanoseconds since the Unix epoch); the count
+    /// when there is none.
+    pub fn since(self: &Arc<Self>, time: u64) -> Result<u64> {
+        let (files, tip) = self.look()?;
+        if tip.time < time {
+            return Ok(tip.count);
+        }
+        Ok(files.since(&mut files.scan(0)?, &tip, time)?.unwrap_or(tip.count))
+    }
+
+    /// Up to `size` bytes of the view (each event and a newline) from the offset `view` on; fewer
+    /// only at the end or before damage. An error at the end where the disk lost events. A reader
+    /// in order hands in the same `cursor` each time.
+    pub fn read_view(
         self: &Arc<Self>,
-        name: &Path,
-        rename: impl FnOnce() -> Result<()>,
-    ) -> Result<()> {
-        let _writer = lock(&self.writer);
-        let files = self.files()?;
-        let held = Held::new(self.shared.disk.clone(), files.log.as_ref(), false);
-        let held = held.map_err(self.os("log"))?;
-        let renamed = rename();
-        if renamed.is_ok() {
-            *lock(&self.name) = name.into();
+        view: u64,
+        size: usize,
+        cursor: &mut Cursor,
+    ) -> Result<Vec<u8>> {
+        let (files, tip) = self.look()?;
+        let left = usize::try_from(tip.view.saturating_sub(view)).unwrap_or(usize::MAX);
+        if left == 0 && size > 0 {
+            self.ended(&files)?;
         }
-        // XFS reports a shutdown to who syncs a file, not to who syncs the directory.
-        let synced = files.log.as_ref().map_or(Ok(()), |log| self.disk().sync_data(log));
-        let released = synced.and_then(|()| held.release()).map_err(self.os("log"));
-        self.close();
-        renamed.and(released)
-    }
-}
-
-/// The place of each batch, or why it gets none; and the count behind all.
-fn place<D: Disk>(tip: Tip, group: &[Job<D>]) -> (Vec<Result<u64>>, u64) {
-    let mut count = tip.count;
-    let places = group.iter().map(|job| {
-        if job.guard.is_some_and(|guard| guard != count) {
-            return Err(Error::Exists);
+        let size = size.min(left);
+        let mut out = Vec::with_capacity(size);
+        if size == 0 {
+            return Ok(out);
         }
-        let first = count;
-        count += job.batch.all_events();
-        Ok(first)
-    });
-    (places.collect(), count)
-}
-
-/// Events gathered for one commit. Dropped without one, it leaves nothing.
-pub struct Batch<D: Disk> {
-    stream: Arc<Stream<D>>,
-    /// At least one; what is written goes to the last.
-    parts: Vec<Part<D>>,
-    /// Bytes written.
-    len: u64,
-    /// Bytes of log.
-    reserved: u64,
-}
-
-/// Bytes of a batch that divide into events in one way.
-struct Part<D: Disk> {
-    shape: Shape,
-    tally: Tally,
-    spill: Spill<D>,
-}
-
-impl<D: Disk> Batch<D> {
-    /// Adds bytes. After an error the batch cannot be committed, only dropped.
-    pub fn push(&mut self, bytes: &[u8]) -> Result<()> {
-        self.len += bytes.len() as u64;
-        let needed = self.room();
-        let more = needed - std::mem::replace(&mut self.reserved, needed);
-        self.stream.reserve(more)?;
-        // There is at least one.
-        let Some(part) = self.parts.last_mut() else {
-            return Err(Error::Fault);
-        };
-        part.spill.push(bytes)?;
-        part.tally.push(part.shape, bytes);
-        Ok(())
-    }
-
-    /// Adds one event of any bytes, to a batch of lines.
-    pub fn event(&mut self, bytes: &[u8]) -> Result<()> {
-        let shape = match crate::sys::newline(bytes) {
-            Some(_) => Shape::One,
-            None => Shape::Lines,
-        };
-        if shape == Shape::One || self.parts.last().is_none_or(|part| part.shape != shape) {
-            self.parts.push(self.stream.part(shape));
+        if view < files.head()?.view {
+            return Err(Error::Dropped);
         }
-        self.push(bytes)?;
-        if shape == Shape::Lines { self.push(b"\n") } else { Ok(()) }
-    }
-
-    /// Bytes written.
-    pub fn len(&self) -> u64 {
-        self.len
-    }
-
-    /// At most so many bytes of log it takes: each part has blocks of its own.
-    fn room(&self) -> u64 {
-        page::room(self.len + self.parts.len() as u64 * 2 * page::HEADER as u64)
-    }
-
-    /// Whether nothing was written.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    fn all_events(&self) -> u64 {
-        self.parts.iter().map(|part| part.tally.all_events()).sum()
-    }
-
-    /// What is known of what was pushed last.
-    pub(crate) fn tally(&self) -> Tally {
-        self.parts.last().map(|part| part.tally).unwrap_or_default()
-    }
-
-    /// Takes away what is behind the last complete event of a batch of lines. After an error neither
-    /// can be committed.
-    pub fn split_torn(&mut self) -> Result<Batch<D>> {
-        let mut torn = self.stream.batch(Shape::Lines);
-        if let Some(part) = self.parts.last_mut() {
-            let rest = part.spill.split_off(part.tally.complete)?;
-            torn.parts[0].spill = rest;
-            torn.len = part.tally.torn();
-            torn.parts[0].tally.len = torn.len;
-            part.tally.len = part.tally.complete;
-            self.len -= torn.len;
+        let mut scan = files.scan(size + size / 64 + 2 * PAGE as usize)?;
+        let (seed, mut at) = (files.seed(), cursor.0);
+        // Where the last read ended, or in the block behind.
+        let near = if at > 0 { scan.sound(seed, at) } else { None };
+        let near = near.filter(|block| block.view <= view && view <= block.view_end());
+        match near {
+            Some(block) if view == block.view_end() => at = page::place(block.end()),
+            Some(_) => {}
+            None => at = files.byte(&mut files.scan(0)?, &tip, view)?.block.at,
         }
-        torn.reserved = self.reserved - self.room();
-        self.reserved = self.room();
-        Ok(torn)
+        let mut missing = None;
+        while out.len() < size {
+            let here = view + out.len() as u64;
+            let block = page::decode(seed, at, scan.page(at)?);
+            let Some((block, payload)) =
+                block.filter(|(b, _)| (b.view..b.view_end()).contains(&here))
+            else {
+                missing = Some(here);
+                break;
+            };
+            let rest = &payload[(here - block.view) as usize..];
+            out.extend_from_slice(&rest[..rest.len().min(size - out.len())]);
+            *cursor = Cursor(at);
+            at = page::place(block.end());
+        }
+        if let Some(missing) = missing.filter(|_| out.is_empty()) {
+            // By the way that leads there from the index, or the error.
+            let spot = files.byte(&mut files.scan(0)?, &tip, missing)?;
+            return files.missing(spot.block.index);
+        }
+        Ok(out)
     }
 }
 
-impl<D: Disk> Drop for Batch<D> {
-    fn drop(&mut self) {
-        self.stream.release(self.reserved);
+/// Where the event ends, short of its newline, that `rest`, the end of a block's payload, begins
+/// with; None when it goes on in the next block, or there is none.
+fn ends(block: &Block, rest: &[u8]) -> Option<usize> {
+    match block.is(RAW) {
+        true => rest.len().checked_sub(1).filter(|_| block.events > 0),
+        false => newline(rest),
     }
 }

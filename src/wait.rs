@@ -9,8 +9,7 @@ use std::time::{Duration, Instant};
 use crate::disk::Real;
 use crate::open::Open;
 use crate::proc::Signalled;
-use crate::reader::Glance;
-use crate::stream::Stream;
+use crate::stream::{Glance, Stream};
 use crate::sys::lock;
 
 /// How often [`Waiters::look`] is to be called.

@@ -211,7 +211,7 @@ pub struct Evidence {
 
 /// What there is of a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Found {
+pub struct Found<E> {
     /// The head of the log; without a seed when there are no events yet.
     pub head: Head,
     /// The end of what is known to be durable without a walk.
@@ -223,6 +223,14 @@ pub struct Found {
     pub start: Option<u64>,
     /// The disk lost acknowledged events, and what is missing: no more can be appended.
     pub lost: Option<&'static str>,
+    /// What is behind `from` cannot be read.
+    pub failed: Option<E>,
+}
+
+impl<E> Found<E> {
+    fn new(head: Head, tip: Tip) -> Self {
+        Found { head, from: tip, tip, start: None, lost: None, failed: None }
+    }
 }
 
 /// Recovers a stream, in memory.
@@ -233,12 +241,11 @@ pub fn recover<P: Pages>(
     pages: &mut P,
     evidence: &Evidence,
     damaged: &mut dyn FnMut(Gap),
-) -> Result<Found, P::Error> {
+) -> Result<Found<P::Error>, P::Error> {
     let Evidence { head, index: (last, seed), known } = *evidence;
     let nothing = Tip::default();
     if head == [0; HEAD] && last == 0 && known.at == 0 {
-        let head = Head::default();
-        return Ok(Found { head, from: nothing, tip: nothing, start: None, lost: None });
+        return Ok(Found::new(Head::default(), nothing));
     }
     let Some(head) = Head::decode(&head) else {
         let head = Head::mended(&head).unwrap_or(Head { seed, ..Head::default() });
@@ -264,11 +271,13 @@ pub fn recover<P: Pages>(
         }
         _ => return lose(pages, head, from, BLOCK, damaged),
     };
-    let walked = walk(pages, head.seed, tip, 0, damaged)?;
-    if !walked.tip.whole {
-        return lose(pages, head, from, "the last commit is damaged", damaged);
+    match walk(pages, head.seed, tip, 0, damaged) {
+        Ok(Walked { tip: end, start }) if end.whole => {
+            Ok(Found { tip: end, start, ..Found::new(head, tip) })
+        }
+        Ok(_) => lose(pages, head, from, "the last commit is damaged", damaged),
+        Err(error) => Ok(Found { failed: Some(error), ..Found::new(head, tip) }),
     }
-    Ok(Found { head, from: tip, tip: walked.tip, start: walked.start, lost: None })
 }
 
 const BLOCK: &str = "the last block of the log is damaged or missing";
@@ -280,7 +289,7 @@ fn lose<P: Pages>(
     from: u64,
     lost: &'static str,
     damaged: &mut dyn FnMut(Gap),
-) -> Result<Found, P::Error> {
+) -> Result<Found<P::Error>, P::Error> {
     let mut tip = None;
     let mut page = page::first_in_page(from.min(pages.end()));
     while tip.is_none() {
@@ -299,5 +308,5 @@ fn lose<P: Pages>(
     }
     let tip = tip.unwrap_or_default();
     let walked = walk(pages, head.seed, tip, 0, damaged).unwrap_or(Walked { tip, start: None });
-    Ok(Found { head, from: tip, tip: walked.tip, start: None, lost: Some(lost) })
+    Ok(Found { tip: walked.tip, lost: Some(lost), ..Found::new(head, tip) })
 }

@@ -1,0 +1,575 @@
+//! The appending half of a stream: batches, the queue in front of a commit, the commit.
+//!
+//! A commit is one write to the log and one `fdatasync`; then `last` makes it visible. All of it
+//! happens under the stream's mutex and the flock(2) of its log, which is all that several
+//! processes on one store share. Batches that arrive while one is being synced wait in a queue
+//! and share the next sync.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, mpsc};
+use std::time::Instant;
+
+use crate::batch::{Blocks, Shape, Tally};
+use crate::disk::Disk;
+use crate::error::{Error, Result};
+use crate::log::{Files, Held};
+use crate::page::{self, HEAD};
+
+use crate::spill::{Spill, write_all};
+use crate::stream::{Batch, Done, Job, Part, Stream};
+use crate::sys::{lock, try_lock};
+use crate::walk::{Pages, Tip};
+
+/// So many of the callers' threads may be committing; beyond that a commit gets one of its own, so
+/// that slow ones leave a mount with threads for those who want something else.
+const LEADERS: usize = 72;
+/// Batches share a sync up to this many bytes; a larger one goes alone.
+const GROUP: u64 = 1 << 20;
+/// So many bytes of log are written at once.
+const WRITE: usize = 256 << 10;
+/// A clock that is behind by more is worth a line in the operator's log: nanoseconds.
+const LATE: u64 = 1_000_000_000;
+
+impl<D: Disk> Stream<D> {
+    /// An empty batch, to be filled with [`Batch::push`] and committed with [`Stream::commit`].
+    pub fn batch(self: &Arc<Self>, shape: Shape) -> Batch<D> {
+        Batch { stream: self.clone(), parts: vec![self.part(shape)], len: 0, reserved: 0 }
+    }
+
+    fn part(&self, shape: Shape) -> Part<D> {
+        let spill = Spill::new(self.shared.disk.clone(), self.shared.ceiling.clone());
+        Part { shape, tally: Tally::default(), spill }
+    }
+
+    /// Appends `events`, any bytes each, as one batch; returns the index of the first. With a
+    /// `guard` only if that index is the guard, else [`Error::Exists`]. When it returns they are
+    /// durable. No events: nothing happens.
+    pub fn append<E: AsRef<[u8]>>(
+        self: &Arc<Self>,
+        events: impl IntoIterator<Item = E>,
+        guard: Option<u64>,
+    ) -> Result<u64> {
+        let mut batch = self.batch(Shape::Lines);
+        for event in events {
+            batch.event(event.as_ref())?;
+        }
+        self.commit(batch, guard)
+    }
+
+    /// Commits a batch, like [`Stream::append`].
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for a batch of another stream.
+    pub fn commit(self: &Arc<Self>, batch: Batch<D>, guard: Option<u64>) -> Result<u64> {
+        if !Arc::ptr_eq(self, &batch.stream) {
+            return Err(Error::Invalid);
+        }
+        let (done, answer) = mpsc::channel();
+        let done = Box::new(move |result| {
+            // Whoever asked is waiting below.
+            let _ = done.send(result);
+        });
+        if self.enqueue(batch, guard, done) {
+            self.commit_group();
+            if !self.idle() {
+                // Those that came meanwhile must not keep this caller from going on.
+                self.shared.leading.fetch_add(1, Relaxed);
+                if !self.lead_elsewhere() {
+                    self.lead();
+                }
+            }
+        }
+        let lost = |_| self.os("log")(std::io::Error::other("the commit was given up"));
+        answer.recv().map_err(lost)?
+    }
+
+    /// Commits a batch and calls `done`; here, or on the thread that is committing already. That
+    /// one also commits what others bring meanwhile, so nobody has to wait in a thread.
+    pub fn submit(self: &Arc<Self>, batch: Batch<D>, guard: Option<u64>, done: Done) {
+        if self.enqueue(batch, guard, done) {
+            self.commit_queue();
+        }
+    }
+
+    /// Commits what is in the queue: for who was told so by [`Stream::enqueue`].
+    pub(crate) fn commit_queue(self: &Arc<Self>) {
+        if self.shared.leading.fetch_add(1, Relaxed) < LEADERS || !self.lead_elsewhere() {
+            self.lead();
+        }
+    }
+
+    /// Leaves the lead to a thread of its own. False when there are no more threads.
+    fn lead_elsewhere(self: &Arc<Self>) -> bool {
+        let stream = self.clone();
+        let thread = std::thread::Builder::new().spawn(move || stream.lead());
+        thread.is_ok()
+    }
+
+    /// Puts a batch in the queue. True when nobody is committing: it is for the caller to.
+    pub(crate) fn enqueue(&self, batch: Batch<D>, guard: Option<u64>, done: Done) -> bool {
+        let mut queue = lock(&self.queue);
+        queue.jobs.push_back(Job { batch, guard, begun: Instant::now(), done });
+        !std::mem::replace(&mut queue.leading, true)
+    }
+
+    /// Commits what is in the queue, as one of the leaders that are counted.
+    fn lead(self: &Arc<Self>) {
+        while !self.idle() {
+            self.commit_group();
+        }
+        self.shared.leading.fetch_sub(1, Relaxed);
+    }
+
+    fn idle(&self) -> bool {
+        let mut queue = lock(&self.queue);
+        queue.leading = !queue.jobs.is_empty();
+        !queue.leading
+    }
+
+    /// Commits the next batch and those behind it that fit, with one sync.
+    fn commit_group(self: &Arc<Self>) {
+        let mut group = Vec::new();
+        let mut size = 0;
+        let mut queue = lock(&self.queue);
+        while let Some(job) = queue.jobs.front() {
+            size += job.batch.len();
+            if size > GROUP && !group.is_empty() {
+                break;
+            }
+            group.extend(queue.jobs.pop_front());
+        }
+        drop(queue);
+        let results = self.attempt(&group);
+        let status = &self.shared.status;
+        for (job, result) in group.into_iter().zip(results) {
+            let (events, len) = (job.batch.all_events(), job.batch.len());
+            match &result {
+                Ok(_) if len == 0 => {}
+                Ok(_) => status.batch(events, len, job.begun.elapsed().as_nanos() as u64),
+                Err(error) => self.refused(error),
+            }
+            // A fault there must not keep this thread from those who wait behind.
+            let told = catch_unwind(AssertUnwindSafe(|| {
+                (job.done)(result);
+                // What it had reserved goes back, which may take its time.
+                drop(job.batch);
+            }));
+            if told.is_err() {
+                (self.shared.log)("the answer to a commit ended in a fault");
+            }
+        }
+    }
+
+    /// Counts an append that was refused.
+    pub(crate) fn refused(&self, error: &Error) {
+        self.shared.status.refused(*error == Error::Exists);
+    }
+
+    /// Commits these batches as one unit: what each is to be told.
+    fn attempt(self: &Arc<Self>, group: &[Job<D>]) -> Vec<Result<u64>> {
+        // What was durable before, as far as is known.
+        let mut before = lock(&self.tip).count;
+        let commit = || {
+            self.locked(|files, tip| {
+                before = tip.count;
+                let (places, count) = place(tip, group);
+                if count > tip.count {
+                    self.write(files, tip, group, &places)?;
+                }
+                Ok(places)
+            })
+        };
+        let outcome = catch_unwind(AssertUnwindSafe(commit));
+        match outcome.unwrap_or_else(|_| Err(self.unknown(&"a fault in smolstore"))) {
+            Ok(places) => places,
+            // One that finds no room must not take others with it.
+            Err(error) if error.no_room() && group.len() > 1 => {
+                group.chunks(1).flat_map(|job| self.attempt(job)).collect()
+            }
+            Err(error) => {
+                let told = |job: &Job<D>| match job.guard {
+                    // Nothing of it can have failed.
+                    None if job.batch.is_empty() => Ok(before),
+                    // A guard that lost to what is durable is told so, whatever became of the others.
+                    Some(guard) if guard < before => Err(Error::Exists),
+                    _ => Err(error.clone()),
+                };
+                group.iter().map(told).collect()
+            }
+        }
+    }
+
+    /// Steps 2 to 5 of a commit: room, blocks, sync, `last`.
+    fn write(
+        &self,
+        files: &Files<D>,
+        tip: Tip,
+        group: &[Job<D>],
+        places: &[Result<u64>],
+    ) -> Result<()> {
+        let (disk, log) = (self.disk(), files.log()?);
+        let placed = || group.iter().zip(places).filter(|(_, place)| place.is_ok());
+        let bytes: u64 = placed().map(|(job, _)| job.batch.room()).sum();
+        let first = tip.count == 0;
+        let mut head = *lock(&files.head);
+        if first {
+            // Of an odd number no time comes to 0.
+            head.seed =
+                if head.seed == 0 { disk.random().map_err(self.os("log"))? | 1 } else { head.seed };
+            // It takes up room for what is to be written last.
+            files.publish(0, head.seed)?;
+        }
+        // Where there is no room for the step ahead there may be for the batch.
+        let _ = self.grow(files, tip.end + bytes);
+        let mut blocks = Blocks::new(head.seed, &tip, self.time(tip)?);
+        let flush = |blocks: &mut Blocks| -> std::io::Result<()> {
+            match blocks.take() {
+                // While there are no events, with the head: it may be in the cache only.
+                (at, bytes) if first && at == HEAD as u64 => {
+                    write_all(disk, log, &[&head.encode()[..], &bytes].concat(), 0)?;
+                }
+                (at, bytes) => write_all(disk, log, &bytes, at)?,
+            }
+            if let Some(((at, entries), index)) = blocks.take_entries().zip(files.index.as_ref()) {
+                // Hints: without them the pages are asked.
+                let _ = write_all(disk, index, &entries, at);
+            }
+            Ok(())
+        };
+        let mut fill = || -> Result<Tip> {
+            for part in placed().flat_map(|(job, _)| &job.batch.parts) {
+                part.spill.pieces(0, |_, bytes| {
+                    blocks.push(part.shape, bytes);
+                    match blocks.len() {
+                        WRITE.. => flush(&mut blocks).map_err(self.os("log")),
+                        _ => Ok(()),
+                    }
+                })?;
+                blocks.end(part.shape);
+            }
+            let new = blocks.finish();
+            flush(&mut blocks).map_err(self.os("log")).map(|()| new)
+        };
+        let new = match fill() {
+            // Its last block is not there, so it comes to nothing.
+            Err(error) if error.no_room() => return Err(error),
+            filled => filled.map_err(|error| self.doubt(files, &error))?,
+        };
+        // Those who wait for the disk at the same time may be many.
+        drop(blocks);
+        let synced = disk.sync_data(log).map_err(self.os("log"));
+        let named = || if first { files.sync_names() } else { Ok(()) };
+        let published =
+            synced.and_then(|()| named()).and_then(|()| files.publish(new.at, head.seed));
+        // A client cut off from a distributed file system may learn it here.
+        let told = published.and_then(|()| disk.stat(log).map_err(self.os("log")));
+        told.map_err(|error| self.doubt(files, &error))?;
+        *lock(&files.head) = head;
+        files.seen.store(new.at, Relaxed);
+        *lock(&self.tip) = new;
+        self.shared.status.commit();
+        Ok(())
+    }
+
+    /// The time of a commit behind `tip`.
+    fn time(&self, tip: Tip) -> Result<u64> {
+        let now = self.disk().now();
+        if tip.time > now.saturating_add(LATE) && !self.late.swap(true, Relaxed) {
+            let ahead = (tip.time - now) / LATE;
+            (self.shared.log)(&format!(
+                "stream {:?}: the clock is {ahead} s behind the time of its last event; until it \
+                 has caught up, new events get that time and a nanosecond more each",
+                self.title()
+            ));
+        }
+        let time = now.max(tip.time + 1);
+        // Blocks have no later one. No clock says so: whoever could write such a log must not stop
+        // the others.
+        let why = "no time is later than that of its last event";
+        let stopped = Error::Stopped { stream: self.title(), why };
+        if time < page::MAX { Ok(time) } else { Err(stopped) }
+    }
+
+    /// What became of a commit is not known: the next to use the stream finds out.
+    fn doubt(&self, files: &Files<D>, error: &Error) -> Error {
+        files.stale.store(true, Relaxed);
+        self.unknown(error)
+    }
+
+    pub(crate) fn unknown(&self, error: &dyn std::fmt::Display) -> Error {
+        Error::Unknown { stream: self.title(), why: error.to_string() }
+    }
+
+    /// Runs `change` on the stream as it is, under its locks.
+    fn locked<R>(self: &Arc<Self>, change: impl FnOnce(&Files<D>, Tip) -> Result<R>) -> Result<R> {
+        if self.shared.read_only {
+            return Err(Error::ReadOnly);
+        }
+        let _writer = lock(&self.writer);
+        // Each turn finds what another process left; nobody can do that forever.
+        for turn in 0..16 {
+            let (files, _) = self.look()?;
+            if let Some(error) = files.unmended.as_ref().filter(|_| turn > 0) {
+                return Err(error.clone());
+            }
+            if files.unmended.is_none() {
+                if files.intact.is_some() {
+                    let why = "the disk lost acknowledged events";
+                    return Err(Error::Stopped { stream: self.title(), why });
+                }
+                let held = Held::new(self.shared.disk.clone(), files.log.as_ref(), false);
+                let held = held.map_err(self.os("log"))?;
+                if let Some(tip) = self.ready(&files)? {
+                    let result = change(&files, tip);
+                    let released = held.release().map_err(self.os("log"));
+                    // Nobody is to be told that it is stored, or not, by who lost the lock.
+                    return match released {
+                        Err(error) => Err(self.doubt(&files, &error)),
+                        Ok(()) => result,
+                    };
+                }
+            }
+            drop(files);
+            self.close();
+        }
+        Err(self.os("log")(std::io::Error::other("it does not stay recovered")))
+    }
+
+    /// As [`Stream::locked`]; None where somebody would have to be waited for, or recovery is due.
+    fn try_locked<R>(
+        self: &Arc<Self>,
+        change: impl FnOnce(&Files<D>, Tip) -> Result<R>,
+    ) -> Result<Option<R>> {
+        let Some(_writer) = try_lock(&self.writer) else {
+            return Ok(None);
+        };
+        let (files, _) = self.look()?;
+        if files.intact.is_some() || files.unmended.is_some() || !files.write {
+            return Ok(None);
+        }
+        let held = Held::try_new(self.shared.disk.clone(), files.log()?);
+        let Some(held) = held.map_err(self.os("log"))? else {
+            return Ok(None);
+        };
+        let Some(tip) = self.ready(&files)? else {
+            return Ok(None);
+        };
+        let result = change(&files, tip)?;
+        held.release().map_err(self.os("log"))?;
+        Ok(Some(result))
+    }
+
+    /// The end of a stream that can be appended to as it is, under the locks: the files have their
+    /// names, `last` is known, and nobody has left a commit behind it. None: to be opened again.
+    fn ready(&self, files: &Files<D>) -> Result<Option<Tip>> {
+        let Some(tip) = self.seen(files)?.filter(|_| files.intact.is_none()) else {
+            return Ok(None);
+        };
+        let len = files.len()?;
+        self.room.store(len, Relaxed);
+        if !files.named()? || (len < tip.end && tip.count > 0) {
+            return Ok(None);
+        }
+        if tip.count == 0 {
+            // The first commit makes the name durable: it must be the stream's still.
+            if self.disk().identity(&files.name.join("log")).ok() != Some(files.identity) {
+                return Err(Error::NotFound);
+            }
+            if !files.same_head()? {
+                return Ok(None);
+            }
+        }
+        match files.scan(0)?.block(files.seed(), page::place(tip.end))? {
+            // One without its end is overwritten.
+            Some(block) if tip.leads_to(&block) => {
+                let (found, _) = files.find_out(tip, &mut |_| {})?;
+                let same = found.tip == tip && found.lost.is_none() && found.failed.is_none();
+                Ok(same.then_some(tip))
+            }
+            _ => Ok(Some(tip)),
+        }
+    }
+
+    // ---- room --------------------------------------------------------------------------------
+
+    /// Makes the log as long as needed, and a step ahead.
+    fn grow(&self, files: &Files<D>, needed: u64) -> Result<()> {
+        let len = self.room.load(Relaxed);
+        if needed <= len {
+            return Ok(());
+        }
+        let (log, to) = (files.log()?, page::grown(needed));
+        let filled = needed.next_multiple_of(page::PAGE).min(to);
+        if let Err(error) = self.disk().reserve(log, len, filled, to).map_err(self.os("log")) {
+            let got = files.len()?;
+            self.room.store(got, Relaxed);
+            // The step ahead may have been too much, what is needed not.
+            if got < needed {
+                if error.no_room() {
+                    // Give back what was taken: others may need it.
+                    self.disk().set_len(log, len).map_err(self.os("log"))?;
+                    self.room.store(len, Relaxed);
+                }
+                return Err(error);
+            }
+            return Ok(());
+        }
+        self.room.store(to, Relaxed);
+        Ok(())
+    }
+
+    /// Takes up room for `bytes` more of log, so that it is the write that meets a full disk, not the
+    /// commit; where somebody has the lock it is the commit.
+    fn reserve(self: &Arc<Self>, bytes: u64) -> Result<()> {
+        let pending = self.pending.fetch_add(bytes, Relaxed) + bytes;
+        let end = lock(&self.tip).end;
+        if self.shared.read_only {
+            return Err(Error::ReadOnly);
+        }
+        if self.room.load(Relaxed) >= end + pending {
+            return Ok(());
+        }
+        self.try_locked(|files, tip| self.grow(files, tip.end + pending)).map(drop)
+    }
+
+    /// A batch is committed or given up. What was reserved for a large one goes back.
+    fn release(self: &Arc<Self>, bytes: u64) {
+        let pending = self.pending.fetch_sub(bytes, Relaxed) - bytes;
+        if bytes < page::STEP {
+            return;
+        }
+        // When it does not work the space is given back when the stream is opened next.
+        let _ = self.try_locked(|files, tip| {
+            let keep = page::grown(tip.end + pending);
+            if self.room.load(Relaxed) > keep {
+                self.disk().set_len(files.log()?, keep).map_err(self.os("log"))?;
+                self.room.store(keep, Relaxed);
+            }
+            Ok(())
+        });
+    }
+
+    // ---- names -------------------------------------------------------------------------------
+
+    /// Runs `remove` under the locks of the stream, unless it keeps events.
+    pub(crate) fn empty(self: &Arc<Self>, remove: impl FnOnce() -> Result<()>) -> Result<()> {
+        self.locked(|files, tip| match files.head()?.first {
+            first if first == tip.count => remove(),
+            _ => Err(Error::NotEmpty),
+        })
+    }
+
+    /// Gives the stream another name by `rename`, while it commits nothing.
+    pub(crate) fn rename(
+        self: &Arc<Self>,
+        name: &Path,
+        rename: impl FnOnce() -> Result<()>,
+    ) -> Result<()> {
+        let _writer = lock(&self.writer);
+        let files = self.files()?;
+        let held = Held::new(self.shared.disk.clone(), files.log.as_ref(), false);
+        let held = held.map_err(self.os("log"))?;
+        let renamed = rename();
+        if renamed.is_ok() {
+            *lock(&self.name) = name.into();
+        }
+        // XFS reports a shutdown to who syncs a file, not to who syncs the directory.
+        let synced = files.log.as_ref().map_or(Ok(()), |log| self.disk().sync_data(log));
+        let released = synced.and_then(|()| held.release()).map_err(self.os("log"));
+        self.close();
+        renamed.and(released)
+    }
+}
+
+/// The place of each batch, or why it gets none; and the count behind all.
+fn place<D: Disk>(tip: Tip, group: &[Job<D>]) -> (Vec<Result<u64>>, u64) {
+    let mut count = tip.count;
+    let places = group.iter().map(|job| {
+        if job.guard.is_some_and(|guard| guard != count) {
+            return Err(Error::Exists);
+        }
+        let first = count;
+        count += job.batch.all_events();
+        Ok(first)
+    });
+    (places.collect(), count)
+}
+
+impl<D: Disk> Batch<D> {
+    /// Adds bytes. After an error the batch cannot be committed, only dropped.
+    pub fn push(&mut self, bytes: &[u8]) -> Result<()> {
+        self.len += bytes.len() as u64;
+        let needed = self.room();
+        let more = needed - std::mem::replace(&mut self.reserved, needed);
+        self.stream.reserve(more)?;
+        // There is at least one.
+        let Some(part) = self.parts.last_mut() else {
+            return Err(Error::Fault);
+        };
+        part.spill.push(bytes)?;
+        part.tally.push(part.shape, bytes);
+        Ok(())
+    }
+
+    /// Adds one event of any bytes, to a batch of lines.
+    pub fn event(&mut self, bytes: &[u8]) -> Result<()> {
+        let shape = match crate::sys::newline(bytes) {
+            Some(_) => Shape::One,
+            None => Shape::Lines,
+        };
+        if shape == Shape::One || self.parts.last().is_none_or(|part| part.shape != shape) {
+            self.parts.push(self.stream.part(shape));
+        }
+        self.push(bytes)?;
+        if shape == Shape::Lines { self.push(b"\n") } else { Ok(()) }
+    }
+
+    /// Bytes written.
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// At most so many bytes of log it takes: each part has blocks of its own.
+    fn room(&self) -> u64 {
+        page::room(self.len + self.parts.len() as u64 * 2 * page::HEADER as u64)
+    }
+
+    /// Whether nothing was written.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn all_events(&self) -> u64 {
+        self.parts.iter().map(|part| part.tally.all_events()).sum()
+    }
+
+    /// What is known of what was pushed last.
+    pub(crate) fn tally(&self) -> Tally {
+        self.parts.last().map(|part| part.tally).unwrap_or_default()
+    }
+
+    /// Takes away what is behind the last complete event of a batch of lines. After an error neither
+    /// can be committed.
+    pub fn split_torn(&mut self) -> Result<Batch<D>> {
+        let mut torn = self.stream.batch(Shape::Lines);
+        if let Some(part) = self.parts.last_mut() {
+            let rest = part.spill.split_off(part.tally.complete)?;
+            torn.parts[0].spill = rest;
+            torn.len = part.tally.torn();
+            torn.parts[0].tally.len = torn.len;
+            part.tally.len = part.tally.complete;
+            self.len -= torn.len;
+        }
+        torn.reserved = self.reserved - self.room();
+        self.reserved = self.room();
+        Ok(torn)
+    }
+}
+
+impl<D: Disk> Drop for Batch<D> {
+    fn drop(&mut self) {
+        self.stream.release(self.reserved);
+    }
+}
