@@ -17,10 +17,10 @@ use crate::error::{Error, Result};
 use crate::log::{Files, Held};
 use crate::page::{self, HEAD};
 
-use crate::spill::{Spill, write_all};
+use crate::spill::{PIECE, Spill, write_all};
 use crate::stream::{Batch, Done, Job, Part, Stream};
 use crate::sys::{lock, try_lock};
-use crate::walk::{Pages, Tip};
+use crate::walk::{self, Tip};
 
 /// So many of the callers' threads may be committing; beyond that a commit gets one of its own, so
 /// that slow ones leave a mount with threads for those who want something else.
@@ -239,7 +239,9 @@ impl<D: Disk> Stream<D> {
             Ok(())
         };
         let mut fill = || -> Result<Tip> {
-            for part in placed().flat_map(|(job, _)| &job.batch.parts) {
+            // Of any bytes, but without any, it is no event, as it was counted.
+            let parts = placed().flat_map(|(job, _)| &job.batch.parts);
+            for part in parts.filter(|part| part.tally.len > 0) {
                 part.spill.pieces(0, |_, bytes| {
                     blocks.push(part.shape, bytes);
                     match blocks.len() {
@@ -253,8 +255,14 @@ impl<D: Disk> Stream<D> {
             flush(&mut blocks).map_err(self.os("log")).map(|()| new)
         };
         let new = match fill() {
-            // Its last block is not there, so it comes to nothing.
-            Err(error) if error.no_room() => return Err(error),
+            // It comes to nothing, unless what an older attempt left of the same bytes completes it.
+            Err(error)
+                if error.no_room()
+                    && walk::walk(&mut files.scan(PIECE)?, head.seed, tip, 0, &mut |_| {})
+                        .is_ok_and(|walked| walked.tip == tip) =>
+            {
+                return Err(error);
+            }
             filled => filled.map_err(|error| self.doubt(files, &error))?,
         };
         // Those who wait for the disk at the same time may be many.
@@ -372,24 +380,13 @@ impl<D: Disk> Stream<D> {
         if !files.named()? || (len < tip.end && tip.count > 0) {
             return Ok(None);
         }
-        if tip.count == 0 {
-            // The first commit makes the name durable: it must be the stream's still.
-            if self.disk().identity(&files.name.join("log")).ok() != Some(files.identity) {
-                return Err(Error::NotFound);
-            }
-            if !files.same_head()? {
-                return Ok(None);
-            }
+        // The first commit makes the name durable: it must be the stream's still.
+        if tip.count == 0 && !files.matched()? {
+            return Err(Error::NotFound);
         }
-        match files.scan(0)?.block(files.seed(), page::place(tip.end))? {
-            // One without its end is overwritten.
-            Some(block) if tip.leads_to(&block) => {
-                let (found, _) = files.find_out(tip, &mut |_| {})?;
-                let same = found.tip == tip && found.lost.is_none() && found.failed.is_none();
-                Ok(same.then_some(tip))
-            }
-            _ => Ok(Some(tip)),
-        }
+        // A commit without an end is overwritten.
+        let behind = files.behind(&tip)?;
+        Ok([0, files.dead].contains(&behind).then_some(tip))
     }
 
     // ---- room --------------------------------------------------------------------------------
@@ -562,8 +559,10 @@ impl<D: Disk> Batch<D> {
             part.tally.len = part.tally.complete;
             self.len -= torn.len;
         }
-        torn.reserved = self.reserved - self.room();
-        self.reserved = self.room();
+        // Nothing is reserved before anything is written.
+        let kept = self.room().min(self.reserved);
+        torn.reserved = self.reserved - kept;
+        self.reserved = kept;
         Ok(torn)
     }
 }

@@ -8,9 +8,9 @@ use std::cell::Cell;
 use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::log::{Files, Scan, read_full};
-use crate::page::{self, Block, ENTRY, Head, PAGE, u64_at};
+use crate::page::{self, Block, ENTRY, HEADER, Head, PAGE, u64_at};
 use crate::spill::write_all;
-use crate::walk::{self, Pages, Tip};
+use crate::walk::{Pages, Tip};
 
 /// A byte of the view: the block in which it is, and where in its payload.
 #[derive(Clone, Copy, Debug)]
@@ -41,15 +41,16 @@ impl<D: Disk> Files<D> {
     }
 
     /// With which event and offset in the view a page begins, by its entry in the index or, where
-    /// there is none or `ask`, by itself. None when its first block does not check.
+    /// there is none or `ask`, by itself: by its first block that checks. None when none does.
     fn entry(&self, scan: &mut Scan<'_, D>, at: u64, ask: bool) -> Result<Option<(u64, u64)>> {
         if let Some(entry) = self.hint(at).filter(|_| !ask) {
             return Ok(Some(entry));
         }
-        let Some(block) = scan.sound(self.seed(), page::first_in_page(at)) else {
+        let first = page::first_in_page(at);
+        let Ok(Some(block)) = scan.next(self.seed(), first) else {
             return Ok(None);
         };
-        if let Some(index) = self.index.as_ref().filter(|_| self.write) {
+        if let Some(index) = self.index.as_ref().filter(|_| self.write && block.at == first) {
             let entry = [block.index.to_le_bytes(), block.view.to_le_bytes()].concat();
             // A hint: without it the page is asked again.
             let _ = write_all(&*self.disk, index, &entry, page::entry_at(at));
@@ -66,7 +67,8 @@ impl<D: Disk> Files<D> {
         tip: &Tip,
         mut before: impl FnMut(u64) -> Result<Option<bool>>,
     ) -> Result<(u64, u64)> {
-        let (mut low, mut high) = (head.at / PAGE, tip.end.div_ceil(PAGE));
+        // What is kept may be lost, and the end of what is intact lie before it.
+        let (mut low, mut high) = (head.at / PAGE, tip.end.div_ceil(PAGE).max(head.at / PAGE));
         let mut known = low;
         while high - low > 1 {
             let middle = low + (high - low) / 2;
@@ -86,21 +88,22 @@ impl<D: Disk> Files<D> {
         Ok((known, high))
     }
 
-    /// The first place on the page `page` that `pick` finds in a block.
+    /// The first place on the page `page`, in what is kept, that `pick` finds in a block.
     fn on_page(
         &self,
         scan: &mut Scan<'_, D>,
-        tip: &Tip,
+        (head, tip): (&Head, &Tip),
         page: u64,
         mut pick: impl FnMut(&Block, &[u8]) -> Option<usize>,
     ) -> Option<Spot> {
-        let mut next = Some(page::first_in_page(page * PAGE));
-        while let Some(at) = next.filter(|at| *at < tip.end) {
-            let (block, payload) = page::decode(self.seed(), at, scan.page(at).ok()?)?;
-            if let Some(into) = pick(&block, payload) {
+        let mut at = page::first_in_page(page * PAGE).max(head.at);
+        while at < tip.end.min((page + 1) * PAGE) {
+            let block = scan.next(self.seed(), at).ok()??;
+            let payload = scan.page(block.at).ok()?.get(HEADER..HEADER + usize::from(block.len))?;
+            if let Some(into) = pick(&block, payload).filter(|_| block.at < tip.end) {
                 return Some(Spot { block, into });
             }
-            next = walk::next_in_page(&block);
+            at = block.end();
         }
         None
     }
@@ -120,7 +123,7 @@ impl<D: Disk> Files<D> {
             let told = |at| Ok(self.entry(scan, at, ask)?.map(|(index, view)| before(index, view)));
             let (page, next) = self.bracket(&head, tip, told)?;
             for page in [page, next] {
-                let found = self.on_page(scan, tip, page, &pick);
+                let found = self.on_page(scan, (&head, tip), page, &pick);
                 if found.is_some() {
                     return Ok(found);
                 }
@@ -152,22 +155,29 @@ impl<D: Disk> Files<D> {
         found.map_or_else(|| self.missing(last.get()), Ok)
     }
 
-    /// The first event committed at or after `time`; None where the log does not say.
-    pub(crate) fn since(
-        &self,
-        scan: &mut Scan<'_, D>,
-        tip: &Tip,
-        time: u64,
-    ) -> Result<Option<u64>> {
+    /// Where the newline is in the view behind event `n`, which is kept and below the count.
+    pub(crate) fn end(&self, scan: &mut Scan<'_, D>, tip: &Tip, n: u64) -> Result<u64> {
+        let found =
+            self.find(scan, tip, |index, _| index <= n, |block, payload| block.ends(payload, n))?;
+        found.map_or_else(|| self.missing(n), |spot| Ok(spot.view()))
+    }
+
+    /// The first event committed at or after `time`; a damaged one before it, which may be of that
+    /// time, too.
+    pub(crate) fn since(&self, scan: &mut Scan<'_, D>, tip: &Tip, time: u64) -> Result<u64> {
         let head = self.head()?;
         let told = |at| {
-            Ok(scan.sound(self.seed(), page::first_in_page(at)).map(|block| block.time < time))
+            let block = scan.next(self.seed(), page::first_in_page(at)).ok().flatten();
+            Ok(block.map(|block| block.time < time))
         };
-        let (page, next) = self.bracket(&head, tip, told)?;
-        let found = [page, next].into_iter().find_map(|page| {
-            self.on_page(scan, tip, page, |block, _| (block.time >= time).then_some(0))
+        let (page, _) = self.bracket(&head, tip, told)?;
+        // Behind the last that is known to be older.
+        let mut since = head.first;
+        self.on_page(scan, (&head, tip), page, |block, _| {
+            since = if block.time < time { block.next().max(since) } else { since };
+            (block.time >= time).then_some(0)
         });
-        Ok(found.map(|spot| spot.block.index.max(head.first)))
+        Ok(since)
     }
 
     /// Event `n` is not where it should be: another mount may have dropped it meanwhile.

@@ -11,6 +11,9 @@ use crate::spill::{PIECE, write_all};
 use crate::sys::lock;
 use crate::walk::{self, Evidence, Found, Gap, Pages, Tip};
 
+/// No checksum but one in four thousand million.
+pub(crate) const GONE: u32 = u32::MAX;
+
 /// The open files of a stream.
 pub(crate) struct Files<D: Disk> {
     pub(crate) disk: Arc<D>,
@@ -33,6 +36,8 @@ pub(crate) struct Files<D: Disk> {
     pub(crate) unmended: Option<Error>,
     /// What became of a commit is not known: they are to be opened again, which recovers.
     pub(crate) stale: AtomicBool,
+    /// What stood behind the end then, of a commit without an end: see [`Files::behind`].
+    pub(crate) dead: u32,
     /// `last` when the end of the stream was last worked out from it.
     pub(crate) seen: AtomicU64,
 }
@@ -52,6 +57,7 @@ impl<D: Disk> Files<D> {
             intact: None,
             unmended: None,
             stale: AtomicBool::new(false),
+            dead: 0,
             seen: AtomicU64::new(0),
         };
         files.log = files.open_one("log")?;
@@ -65,6 +71,16 @@ impl<D: Disk> Files<D> {
             None => 0,
         };
         Ok(files)
+    }
+
+    /// Whether the log is the one that its name leads to. Where that is so once the index is open,
+    /// that is its own, however others create and rename.
+    pub(crate) fn matched(&self) -> Result<bool> {
+        match self.disk.identity(&self.name.join("log")) {
+            Ok(identity) => Ok(identity == self.identity),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(self.identity == 0),
+            Err(error) => Err(self.os("log")(error)),
+        }
     }
 
     /// None where there is no such file.
@@ -128,10 +144,22 @@ impl<D: Disk> Files<D> {
     }
 
     /// Whether a log without events has the head that it had.
-    pub(crate) fn same_head(&self) -> Result<bool> {
+    fn same_head(&self) -> Result<bool> {
         let (bytes, known) = (self.head_bytes()?, *lock(&self.head));
         let zeros = known.seed == 0 && bytes == [0; HEAD];
         Ok(zeros || Head::decode(&bytes) == Some(known))
+    }
+
+    /// What follows the end `tip`: 0 for nothing, or the checksum of the first block of a commit that
+    /// is in progress, or that nobody answers for any more; [`GONE`] where the end is not what it was.
+    pub(crate) fn behind(&self, tip: &Tip) -> Result<u32> {
+        let (seed, mut scan) = (self.seed(), self.scan(0)?);
+        let known = tip.at == 0 || scan.block(seed, tip.at)?.is_some_and(|b| b.crc == tip.crc);
+        if !known || (tip.count == 0 && !self.same_head()?) {
+            return Ok(GONE);
+        }
+        let behind = scan.block(seed, page::place(tip.end))?;
+        Ok(behind.filter(|block| tip.leads_to(block)).map_or(0, |block| block.crc))
     }
 
     /// `last`, and the seed of the log it is about; zeros where there is no index.
@@ -196,6 +224,8 @@ impl<D: Disk> Files<D> {
         let mut sound = true;
         let (mut found, mut last) = self.find_out(known, &mut |_| sound = false)?;
         sound &= found.lost.is_none() && found.start.is_none() && found.failed.is_none();
+        self.head = Mutex::new(found.head);
+        sound &= self.behind(&found.tip)? == 0;
         if !sound || self.len()? > page::grown(found.tip.end + pending) + PAGE {
             let held = Held::new(self.disk.clone(), self.log.as_ref(), !self.write);
             let held = held.map_err(self.os("log"))?;
@@ -204,6 +234,8 @@ impl<D: Disk> Files<D> {
             }
             let unmended;
             (found, unmended) = self.recover_locked(known, pending, tell)?;
+            self.head = Mutex::new(found.head);
+            self.dead = self.behind(&found.tip)?;
             last = self.index_head()?.0;
             held.release().map_err(self.os("log"))?;
             self.unmended = self.unmended.take().or(unmended);
@@ -217,7 +249,6 @@ impl<D: Disk> Files<D> {
             self.intact = Some((found.from, error));
         }
         self.seen = AtomicU64::new(last);
-        self.head = Mutex::new(found.head);
         Ok(Some(self.intact.as_ref().map_or(found.tip, |_| known)))
     }
 

@@ -157,6 +157,19 @@ impl Block {
         (at + 1 < payload.len()).then_some(at + 1)
     }
 
+    /// Where the newline behind event `n` is in its payload, if it is.
+    pub fn ends(&self, payload: &[u8], n: u64) -> Option<usize> {
+        let past = usize::try_from(n.checked_sub(self.index)?).ok()?;
+        if n >= self.next() {
+            return None;
+        }
+        if self.is(RAW) {
+            return payload.len().checked_sub(1);
+        }
+        let newlines = payload.iter().enumerate().filter(|(_, byte)| **byte == b'\n');
+        newlines.map(|(at, _)| at).nth(past)
+    }
+
     /// Writes header and checksum before its payload, which `bytes` holds already, behind
     /// [`HEADER`] bytes.
     pub fn seal(&mut self, seed: u64, bytes: &mut [u8]) {

@@ -12,7 +12,7 @@ use crate::batch::{Shape, Tally};
 use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::find::Spot;
-use crate::log::Files;
+use crate::log::{Files, Held};
 use crate::page::{self, Block, HEADER, Head, PAGE, RAW};
 use crate::spill::{Ceiling, PIECE, Spill};
 use crate::status::Status;
@@ -241,6 +241,9 @@ impl<D: Disk> Stream<D> {
         for _ in 0..8 {
             let disk = self.shared.disk.clone();
             let mut files = Files::open(disk, self.name(), !self.shared.read_only)?;
+            if !files.matched()? {
+                continue;
+            }
             let known = {
                 let (mut identity, mut tip) = (lock(&self.identity), lock(&self.tip));
                 if *identity != files.identity {
@@ -263,7 +266,9 @@ impl<D: Disk> Stream<D> {
         // What is opened anew is right, unless it changed again.
         for _ in 0..4 {
             let files = self.files()?;
-            if let Some(tip) = self.seen(&files)? {
+            if let Some(tip) = self.seen(&files)?
+                && !self.orphaned(&files, &tip)?
+            {
                 return Ok((files, tip));
             }
             drop(files);
@@ -272,9 +277,33 @@ impl<D: Disk> Stream<D> {
         Err(self.os("index")(std::io::Error::other("it does not stay this stream's")))
     }
 
+    /// Whether a commit stands behind the end that nobody is at work on any more: what became of it must
+    /// be certain before who does not find it tries it again.
+    fn orphaned(&self, files: &Files<D>, tip: &Tip) -> Result<bool> {
+        let (Some(log), None) = (&files.log, &files.intact) else {
+            return Ok(false);
+        };
+        // What cannot be read there is for who reads there.
+        if [0, files.dead].contains(&files.behind(tip).unwrap_or(0)) {
+            return Ok(false);
+        }
+        // A thread of ours that has the mutex has the lock, too.
+        let Some(_writer) = try_lock(&self.writer) else {
+            return Ok(false);
+        };
+        let held = Held::try_new(self.shared.disk.clone(), log).map_err(self.os("log"))?;
+        let Some(held) = held else {
+            return Ok(false);
+        };
+        let left = files.index_head()?.0 == files.seen.load(Relaxed);
+        held.release().map_err(self.os("log"))?;
+        Ok(left)
+    }
+
     /// How much there is to see now; None where the stream is to be opened again.
     pub(crate) fn seen(&self, files: &Files<D>) -> Result<Option<Tip>> {
-        let tip = *lock(&self.tip);
+        let known = *lock(&self.tip);
+        let tip = files.intact.as_ref().map_or(known, |(intact, _)| *intact);
         if files.stale.load(Relaxed) {
             return Ok(None);
         }
@@ -288,7 +317,7 @@ impl<D: Disk> Stream<D> {
         }
         let (last, seed) = files.index_head()?;
         if last == files.seen.load(Relaxed) {
-            return Ok(Some(files.intact.as_ref().map_or(tip, |(intact, _)| *intact)));
+            return Ok(Some(tip));
         }
         if files.intact.is_some() || seed != files.seed() {
             return Ok(None);
@@ -319,6 +348,15 @@ impl<D: Disk> Stream<D> {
             files.stale.store(true, Relaxed);
         }
         Err(error.clone())
+    }
+
+    /// That there is no event `n`; or why nobody knows.
+    pub(crate) fn absent(self: &Arc<Self>, n: u64) -> Error {
+        let known = self.look().and_then(|(files, _)| self.ended(&files));
+        match known.err() {
+            Some(Error::Damaged { stream, what, .. }) => Error::Damaged { stream, index: n, what },
+            error => error.unwrap_or(Error::NotFound),
+        }
     }
 
     /// Whoever has seen less than this of the view has something to see: more, or an error.
@@ -414,8 +452,7 @@ impl<D: Disk> Stream<D> {
     fn keeps(self: &Arc<Self>, n: u64) -> Result<(Arc<Files<D>>, Tip)> {
         let (files, tip) = self.look()?;
         if n >= tip.count {
-            self.ended(&files)?;
-            return Err(Error::NotFound);
+            return Err(self.absent(n));
         }
         if n < files.head()?.first {
             return Err(Error::Dropped);
@@ -445,7 +482,7 @@ impl<D: Disk> Stream<D> {
         let payload = scan.page(block.at)?.get(begin..end).unwrap_or_default();
         let len = match ends(&block, payload) {
             Some(len) => len as u64,
-            None => self.view(n + 1)? - spot.view() - 1,
+            None => files.end(&mut scan, &tip, n)? - spot.view(),
         };
         Ok((spot.view(), len, block.time))
     }
@@ -458,7 +495,11 @@ impl<D: Disk> Stream<D> {
         while (bytes.len() as u64) < len {
             let (at, left) = (view + bytes.len() as u64, len - bytes.len() as u64);
             let most = usize::try_from(left).map_or(PIECE, |left| left.min(PIECE));
-            bytes.extend(self.read_view(at, most, &mut cursor)?);
+            match self.read_view(at, most, &mut cursor)? {
+                // It is longer than the stream was when last seen.
+                none if none.is_empty() => return self.look()?.0.missing(n),
+                some => bytes.extend(some),
+            }
         }
         Ok(Event { index: n, time, bytes })
     }
@@ -468,7 +509,7 @@ impl<D: Disk> Stream<D> {
     pub fn read(self: &Arc<Self>, n: u64) -> Result<impl Iterator<Item = Result<Event>> + use<D>> {
         let (files, tip) = self.look()?;
         if n > tip.count {
-            return Err(Error::NotFound);
+            return Err(self.absent(n));
         }
         let (stream, end) = (self.clone(), self.ended(&files));
         let (mut next, mut ready) = (n, Vec::new().into_iter());
@@ -528,7 +569,7 @@ impl<D: Disk> Stream<D> {
         if tip.time < time {
             return Ok(tip.count);
         }
-        Ok(files.since(&mut files.scan(0)?, &tip, time)?.unwrap_or(tip.count))
+        files.since(&mut files.scan(0)?, &tip, time)
     }
 
     /// Up to `size` bytes of the view (each event and a newline) from the offset `view` on; fewer
@@ -553,7 +594,7 @@ impl<D: Disk> Stream<D> {
         if view < files.head()?.view {
             return Err(Error::Dropped);
         }
-        let mut scan = files.scan(size + size / 64 + 2 * PAGE as usize)?;
+        let mut scan = files.scan(size + size / 64 + size.min(2 * PAGE as usize))?;
         let (seed, mut at) = (files.seed(), cursor.0);
         // Where the last read ended, or in the block behind.
         let near = if at > 0 { scan.sound(seed, at) } else { None };

@@ -478,7 +478,9 @@ impl Tree {
         let node = self.find(Node::of(parent)?, name)?;
         let attr = || match node.kind {
             // Its place is known, its event is not there yet.
-            Kind::At if node.index >= self.stream(node)?.count()? => Err(Error::NotFound),
+            Kind::At if node.index >= self.stream(node)?.count()? => {
+                Err(self.stream(node)?.absent(node.index))
+            }
             _ => self.attr_of(node),
         };
         attr().inspect_err(|_| self.forget(node.number(), 1))
@@ -496,6 +498,9 @@ impl Tree {
                 if index <= self.stream(parent)?.count()?.min(INDICES) =>
             {
                 parent.beside(view, index)
+            }
+            (Some(_), Some(Horizon::Index(index))) => {
+                return Err(self.stream(parent)?.absent(index));
             }
             _ if parent.kind == Kind::Root && is_stream_name(name) => {
                 let inode = self.metadata(name)?.ino();

@@ -27,6 +27,25 @@ pub trait Pages {
     fn block(&mut self, seed: u64, at: u64) -> Result<Option<Block>, Self::Error> {
         Ok(page::decode(seed, at, self.page(at)?).map(|(block, _)| block))
     }
+
+    /// The next block of the page that `at` is in, there or at any place behind: damage costs the
+    /// blocks it is in, and no other bytes check.
+    fn next(&mut self, seed: u64, at: u64) -> Result<Option<Block>, Self::Error> {
+        let mut at = at.max(HEAD as u64);
+        let end = at - at % PAGE + PAGE;
+        while at < end {
+            // Of its length, with which a block begins, one byte may be 0.
+            match self.page(at)?.iter().position(|byte| *byte != 0) {
+                None => break,
+                Some(zeros @ 2..) => at += zeros as u64 - 1,
+                Some(_) => match self.block(seed, at)? {
+                    Some(block) => return Ok(Some(block)),
+                    None => at += 1,
+                },
+            }
+        }
+        Ok(None)
+    }
 }
 
 /// A place between two blocks, and what there is before it.
@@ -96,11 +115,6 @@ impl Tip {
     }
 }
 
-/// The block behind `block` in the same page, when there is room for one.
-pub fn next_in_page(block: &Block) -> Option<u64> {
-    Some(block.end()).filter(|end| page::place(*end) == *end && !end.is_multiple_of(PAGE))
-}
-
 /// How far a walk came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Walked {
@@ -162,38 +176,34 @@ pub fn walk<P: Pages>(
     }
 }
 
-/// The next block behind damage at `at`, on a page whose first block checks, if it or one behind it
-/// begins a commit. `proof`: such a one, or one that was acknowledged, as far as one is known.
+/// The next block behind damage at `at`, if it or one behind it begins a commit. `proof`: such a one,
+/// or one that was acknowledged, as far as one is known.
 fn beyond<P: Pages>(
     pages: &mut P,
     seed: u64,
-    at: u64,
+    mut at: u64,
     view: u64,
     proof: &mut u64,
 ) -> Result<Option<Block>, P::Error> {
     let (mut found, mut failed) = (None, None);
-    let mut page = at - at % PAGE + PAGE;
-    while page < pages.end() {
-        let mut next = Some(page);
-        while let Some(at) = next {
-            let block = match pages.block(seed, at) {
-                Ok(Some(block)) => block,
-                Ok(None) => break,
-                Err(error) => {
-                    failed.get_or_insert(error);
-                    break;
-                }
-            };
-            if block.view > view {
-                let first = *found.get_or_insert(block);
-                if block.is(FIRST) || block.at <= *proof {
-                    *proof = block.at.max(*proof);
-                    return Ok(Some(first));
-                }
+    while at < pages.end() {
+        let block = match pages.next(seed, at) {
+            Ok(Some(block)) => block,
+            // What cannot be read is passed over, too.
+            other => {
+                failed = failed.or(other.err());
+                at += PAGE - at % PAGE;
+                continue;
             }
-            next = next_in_page(&block);
+        };
+        if block.view > view {
+            let first = *found.get_or_insert(block);
+            if block.is(FIRST) || block.at <= *proof {
+                *proof = block.at.max(*proof);
+                return Ok(Some(first));
+            }
         }
-        page += PAGE;
+        at = block.end();
     }
     failed.map_or(Ok(None), Err)
 }
@@ -261,9 +271,12 @@ pub fn recover<P: Pages>(
         Ok(Some(block)) if block.is(LAST) || from == head.at => Tip::from(&block),
         // The first block that is kept is damaged, and nothing else says what follows.
         _ if from == head.at && last.max(known.at) == 0 => {
-            match beyond(pages, head.seed, from, head.view, &mut 0)? {
+            // Where all up to it was dropped, the first event kept begins in the next one.
+            match beyond(pages, head.seed, from, head.view.saturating_sub(1), &mut 0)? {
                 Some(block) => {
-                    damaged(Gap { first: head.first, next: block.index, at: from });
+                    if block.view > head.view {
+                        damaged(Gap { first: head.first, next: block.index, at: from });
+                    }
                     Tip::before(&block)
                 }
                 None => return lose(pages, head, from, BLOCK, damaged),
@@ -293,13 +306,14 @@ fn lose<P: Pages>(
     let mut tip = None;
     let mut page = page::first_in_page(from.min(pages.end()));
     while tip.is_none() {
-        let mut next = Some(page);
+        let (mut at, end) = (page, page - page % PAGE + PAGE);
         // What cannot be read is as damaged as what does not check.
-        while let Some(at) = next.filter(|at| *at <= from)
-            && let Ok(Some(block)) = pages.block(head.seed, at)
+        while at < end
+            && let Ok(Some(block)) = pages.next(head.seed, at)
+            && block.at <= from
         {
             tip = Some(Tip::from(&block));
-            next = next_in_page(&block);
+            at = block.end();
         }
         if page == HEAD as u64 {
             break;
