@@ -260,3 +260,125 @@ pub(crate) fn u64_at(bytes: &[u8], at: usize) -> u64 {
 fn u32_at(bytes: &[u8; HEADER], at: usize) -> u32 {
     u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const SEED: u64 = 0x0102_0304_0506_0708;
+
+    /// A block of any flags and the documented bytes of it.
+    fn sealed(seed: u64, mut block: Block, payload: &[u8]) -> (Block, Vec<u8>) {
+        block.len = u16::try_from(payload.len()).unwrap();
+        let mut bytes = [&[0; HEADER][..], payload].concat();
+        block.seal(seed, &mut bytes);
+        (block, bytes)
+    }
+
+    fn hex(bytes: &[u8]) -> String {
+        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    #[test]
+    fn layout_is_as_documented() {
+        // The checksums are from another program.
+        let head = Head { seed: SEED, first: 3, at: 40, view: 9 }.encode();
+        let expected = "736d6f32_b11c4898_0807060504030201_0300000000000000_2800000000000000_09000000\
+                        00000000";
+        assert_eq!(hex(&head), expected.replace('_', ""));
+
+        let block = Block { at: PAGE, flags: FIRST | LAST, prev: 0x0a0b_0c0d, ..Block::default() };
+        let block = Block { events: 2, index: 5, time: 7, view: 11, ..block };
+        let (_, bytes) = sealed(SEED, block, b"a\n\n");
+        let expected = "0300_0300_81f410bb_0d0c0b0a_02000000_0500000000000000_0700000000000000_0b0000\
+                        0000000000_610a0a";
+        assert_eq!(hex(&bytes), expected.replace('_', ""));
+        assert_eq!([FIRST, LAST, CONT, MORE, RAW], [1, 2, 4, 8, 16]);
+    }
+
+    /// By what is damaged alone it is known whether it can be mended: a checksum is linear. So one
+    /// head stands for all.
+    #[test]
+    fn one_damaged_byte_of_a_head_is_mended() {
+        let head = Head { seed: SEED, first: 3, at: 40, view: 9 };
+        let bytes = head.encode();
+        assert_eq!(Head::decode(&bytes), Some(head));
+        let step = if cfg!(miri) { 100 } else { 1 };
+        for (at, wrong) in
+            (0..HEAD).flat_map(|at| (1..=u8::MAX).map(move |wrong| (at, wrong))).step_by(step)
+        {
+            let mut damaged = bytes;
+            damaged[at] ^= wrong;
+            assert_eq!(Head::decode(&damaged), None);
+            assert_eq!(Head::mended(&damaged), Some(head), "byte {at} is wrong by {wrong}");
+        }
+        assert_eq!(Head::mended(&[0; HEAD]), None);
+    }
+
+    #[test]
+    fn a_block_begins_where_the_last_one_ends_if_it_fits() {
+        for end in HEAD as u64..2 * PAGE {
+            let left = PAGE - end % PAGE;
+            let next = if left >= HEADER as u64 + 1 { end } else { end + left };
+            assert_eq!(place(end), next);
+        }
+    }
+
+    /// Events by their lines, where each begins.
+    fn counted(block: &Block, payload: &[u8]) -> Vec<(u64, usize)> {
+        let mut begins = Vec::from_iter((!block.is(CONT)).then_some((block.index, 0)));
+        let mut n = block.index;
+        for (at, byte) in payload.iter().enumerate().filter(|_| !block.is(RAW)) {
+            n += u64::from(*byte == b'\n');
+            if *byte == b'\n' && at + 1 < payload.len() {
+                begins.push((n, at + 1));
+            }
+        }
+        begins
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_sealed_decodes(seed: u64, at: u64, flags: u16, prev: u32, events: u32,
+                                  index in 0..MAX, time in 0..MAX, view in 0..MAX,
+                                  payload in prop::collection::vec(any::<u8>(), 1..300), behind: Vec<u8>) {
+            let block = Block { at, flags, prev, events, index, time, view, ..Block::default() };
+            let (block, mut bytes) = sealed(seed, block, &payload);
+            bytes.extend(behind);
+            prop_assert_eq!(decode(seed, at, &bytes), Some((block, &payload[..])));
+        }
+
+        #[test]
+        fn a_block_is_valid_only_whole_and_at_its_place(seed: u64, at: u64, other: u64,
+                payload in prop::collection::vec(any::<u8>(), 1..100), byte: prop::sample::Index, wrong in 1u8..) {
+            let (_, mut bytes) = sealed(seed, Block { at, ..Block::default() }, &payload);
+            prop_assert_eq!(decode(other, at, &bytes).is_some(), other == seed);
+            prop_assert_eq!(decode(seed, other, &bytes).is_some(), other == at);
+            let byte = byte.index(bytes.len());
+            prop_assert_eq!(decode(seed, at, &bytes[..byte]), None);
+            bytes[byte] ^= wrong;
+            prop_assert_eq!(decode(seed, at, &bytes), None);
+        }
+
+        #[test]
+        fn any_bytes_are_a_block_or_not(seed: u64, at: u64, bytes: Vec<u8>) {
+            decode(seed, at, &bytes);
+            bytes.first_chunk().map(Head::decode);
+        }
+
+        #[test]
+        fn events_begin_where_counting_says(payload in "[ab\n]{1,40}", cont: bool, raw: bool, index in 0u64..3) {
+            let payload = payload.as_bytes();
+            let events = match raw {
+                true => 1,
+                false => payload.iter().filter(|byte| **byte == b'\n').count() as u32,
+            };
+            let more = payload.last() != Some(&b'\n');
+            let flags = [(cont, CONT), (raw, RAW), (more, MORE)].map(|(set, flag)| u16::from(set) * flag);
+            let (block, _) = sealed(1, Block { flags: flags.iter().sum(), events, index, ..Block::default() }, payload);
+            let begins = (0..50).filter_map(|n| Some((n, block.begins(payload, n)?)));
+            prop_assert_eq!(begins.collect::<Vec<_>>(), counted(&block, payload));
+        }
+    }
+}
