@@ -197,3 +197,213 @@ impl Blocks {
         Tip::from(&self.block)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::page::{HEAD, room};
+    use crate::walk::{self, Pages, Walked};
+    use prop::collection::vec;
+    use prop::sample::Index;
+    use proptest::prelude::*;
+
+    type Part = (Shape, Vec<u8>);
+
+    /// A commit's blocks as they are in the log, which begins with zeros; the entries of the index,
+    /// which does, too; the tip.
+    #[derive(Debug, PartialEq)]
+    struct Made {
+        log: Vec<u8>,
+        index: Vec<u8>,
+        tip: Tip,
+    }
+
+    impl Made {
+        fn put(file: &mut Vec<u8>, (at, bytes): (u64, Vec<u8>)) {
+            assert!(bytes.is_empty() || at as usize >= file.len(), "from front to back, once");
+            file.resize(file.len().max(at as usize), 0);
+            file.extend(bytes);
+        }
+
+        fn take(&mut self, blocks: &mut Blocks) {
+            Made::put(&mut self.log, blocks.take());
+            blocks.take_entries().into_iter().for_each(|some| Made::put(&mut self.index, some));
+        }
+
+        /// Each part in as many pieces as there are cuts and one; what is whole is taken at some.
+        fn of(tip: &Tip, parts: &[Part], cuts: &[(Index, bool)]) -> Made {
+            let mut blocks = Blocks::new(7, tip, tip.time + 1);
+            let mut made = Made { log: Vec::new(), index: Vec::new(), tip: *tip };
+            for (shape, bytes) in parts {
+                let cut = |(cut, take): &(Index, bool)| (cut.index(bytes.len() + 1), *take);
+                let mut cuts: Vec<_> = cuts.iter().map(cut).collect();
+                cuts.sort_unstable();
+                let mut from = 0;
+                for (to, take) in cuts.into_iter().chain([(bytes.len(), false)]) {
+                    blocks.push(*shape, &bytes[from..to]);
+                    from = to;
+                    if take {
+                        made.take(&mut blocks);
+                    }
+                }
+                blocks.end(*shape);
+            }
+            made.tip = blocks.finish();
+            made.take(&mut blocks);
+            assert_eq!((blocks.len(), blocks.take_entries()), (0, None), "all of it is taken");
+            made
+        }
+
+        /// Block by block, each where the one before leads, with what is documented of it.
+        fn checked(&self, tip: &Tip) -> Vec<(Block, &[u8])> {
+            let (mut blocks, mut here) = (Vec::new(), *tip);
+            while here.end < self.tip.end {
+                let at = page::place(here.end);
+                let left = self.log.len().min((at - at % PAGE + PAGE) as usize);
+                let (block, payload) = page::decode(7, at, &self.log[at as usize..left]).unwrap();
+                assert!(here.leads_to(&block) && block.time == tip.time + 1);
+                let newlines = payload.iter().filter(|byte| **byte == b'\n').count() as u32;
+                let (ended, open) = match block.is(RAW) {
+                    true => (u32::from(!block.is(MORE)), block.is(MORE)),
+                    false => (newlines, payload.last() != Some(&b'\n')),
+                };
+                assert_eq!((block.events, block.is(MORE)), (ended, open));
+                if at.is_multiple_of(PAGE) {
+                    let entry = page::entry_at(at) as usize;
+                    let expected = [block.index.to_le_bytes(), block.view.to_le_bytes()].concat();
+                    assert_eq!(self.index[entry..][..ENTRY], expected);
+                }
+                here = Tip::from(&block);
+                blocks.push((block, payload));
+            }
+            assert_eq!(here, self.tip);
+            for pair in blocks.windows(2) {
+                let [(one, _), (next, _)] = pair else { continue };
+                assert_eq!(one.is(MORE), next.is(CONT));
+                // As large as page and commit allow.
+                let full = one.end().is_multiple_of(PAGE);
+                assert!(full || (!one.is(MORE) && (one.is(RAW) || next.is(RAW))));
+            }
+            blocks
+        }
+    }
+
+    impl Pages for &Made {
+        type Error = ();
+
+        fn page(&mut self, at: u64) -> Result<&[u8], ()> {
+            let end = self.log.len().min((at - at % PAGE + PAGE) as usize);
+            Ok(self.log.get(at as usize..end).unwrap_or_default())
+        }
+
+        fn end(&self) -> u64 {
+            self.log.len() as u64
+        }
+    }
+
+    /// Each event and a newline.
+    fn view(parts: &[Part]) -> (Vec<u8>, u64) {
+        let (mut view, mut events) = (Vec::new(), 0);
+        for (shape, bytes) in parts {
+            view.extend(bytes);
+            if *shape == Shape::One || !matches!(bytes.last(), None | Some(b'\n')) {
+                view.push(b'\n');
+            }
+            events += match shape {
+                Shape::One => 1,
+                Shape::Lines => bytes.split_inclusive(|byte| *byte == b'\n').count() as u64,
+            };
+        }
+        (view, events)
+    }
+
+    /// Short ones mostly, some over a few pages.
+    fn bytes() -> impl Strategy<Value = Vec<u8>> {
+        let byte = || prop_oneof![Just(b'\n'), Just(b'a'), any::<u8>()];
+        let short = vec(byte(), 1..40);
+        prop_oneof![4 => short, 1 => vec(byte(), 3900..4200), 1 => vec(0u8.., 8000..9000)]
+    }
+
+    fn part() -> impl Strategy<Value = Part> {
+        let shape = prop_oneof![Just(Shape::Lines), Just(Shape::One)];
+        (shape, bytes())
+    }
+
+    /// Any place in a page.
+    fn tip() -> impl Strategy<Value = Tip> {
+        let end = HEAD as u64..2 * PAGE + 1;
+        (end, any::<u32>(), 0..1000u64, 0..100_000u64).prop_map(|(end, crc, count, view)| Tip {
+            at: end.saturating_sub(41),
+            end,
+            crc,
+            count,
+            view,
+            time: 5,
+            whole: true,
+        })
+    }
+
+    #[test]
+    fn blocks_are_as_documented() {
+        let parts = [(Shape::Lines, b"a\n\nb".to_vec()), (Shape::One, b"x\ny".to_vec())];
+        let made = Made::of(&Tip::default(), &parts, &[]);
+        let blocks = made.checked(&Tip::default());
+        let told = |(block, payload): &(Block, &[u8])| {
+            (block.at, block.flags, block.events, block.index, block.view, payload.to_vec())
+        };
+        let expected = [
+            (40, FIRST, 3, 0, 0, b"a\n\nb\n".to_vec()),
+            (85, LAST | RAW, 1, 3, 5, b"x\ny\n".to_vec()),
+        ];
+        assert_eq!(blocks.iter().map(told).collect::<Vec<_>>(), expected);
+        assert_eq!((made.tip.end, made.tip.count, made.tip.view), (129, 4, 9));
+    }
+
+    proptest! {
+        #[test]
+        fn blocks_hold_the_view_however_it_came(
+            tip in tip(), parts in vec(part(), 1..6), cuts in vec(any::<(Index, bool)>(), 0..6),
+        ) {
+            let made = Made::of(&tip, &parts, &[]);
+            prop_assert_eq!(&Made::of(&tip, &parts, &cuts), &made);
+            let blocks = made.checked(&tip);
+            let (view, events) = view(&parts);
+            let payloads: Vec<&[u8]> = blocks.iter().map(|(_, payload)| *payload).collect();
+            prop_assert_eq!(payloads.concat(), view);
+            prop_assert_eq!(made.tip.count, tip.count + events);
+            let bytes = parts.iter().map(|(_, bytes)| bytes.len()).sum::<usize>() as u64;
+            let most = room(bytes + parts.len() as u64 * 2 * HEADER as u64);
+            prop_assert!(made.tip.end - tip.end <= most);
+
+            let walked = walk::walk(&mut &made, 7, tip, 0, &mut |gap| panic!("{gap:?}"));
+            let start = Some(page::place(tip.end));
+            prop_assert_eq!(walked, Ok(Walked { tip: made.tip, start }));
+        }
+
+        #[test]
+        fn a_tally_is_what_a_line_reader_sees(bytes in "[ab\n]{0,300}", cuts: Vec<Index>) {
+            let lines = bytes.split_inclusive('\n').count() as u64;
+            let mut cuts: Vec<_> = cuts.iter().map(|cut| cut.index(bytes.len() + 1)).collect();
+            cuts.sort_unstable();
+            for shape in [Shape::Lines, Shape::One] {
+                let (mut tally, mut from) = (Tally::default(), 0);
+                for &to in cuts.iter().chain([&bytes.len()]) {
+                    tally.push(shape, &bytes.as_bytes()[from..to]);
+                    from = to;
+                }
+                let (complete, events) = match shape {
+                    Shape::Lines => (bytes.rfind('\n').map_or(0, |at| at as u64 + 1), lines),
+                    Shape::One => (0, lines.min(1)),
+                };
+                let expected = (bytes.len() as u64, complete, events);
+                prop_assert_eq!((tally.len, tally.complete, tally.all_events()), expected);
+                prop_assert_eq!(tally.torn(), tally.len - tally.complete);
+            }
+        }
+
+        #[test]
+        fn newlines_are_counted(bytes in vec(prop_oneof![Just(b'\n'), any::<u8>()], 0..2000)) {
+            prop_assert_eq!(newlines(&bytes), bytes.iter().filter(|&&b| b == b'\n').count() as u64);
+        }
+    }
+}

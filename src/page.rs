@@ -264,6 +264,8 @@ fn u32_at(bytes: &[u8; HEADER], at: usize) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use prop::collection::vec;
+    use prop::sample::Index;
     use proptest::prelude::*;
 
     const SEED: u64 = 0x0102_0304_0506_0708;
@@ -320,7 +322,7 @@ mod tests {
     fn a_block_begins_where_the_last_one_ends_if_it_fits() {
         for end in HEAD as u64..2 * PAGE {
             let left = PAGE - end % PAGE;
-            let next = if left >= HEADER as u64 + 1 { end } else { end + left };
+            let next = if left > HEADER as u64 { end } else { end + left };
             assert_eq!(place(end), next);
         }
     }
@@ -340,9 +342,11 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_sealed_decodes(seed: u64, at: u64, flags: u16, prev: u32, events: u32,
-                                  index in 0..MAX, time in 0..MAX, view in 0..MAX,
-                                  payload in prop::collection::vec(any::<u8>(), 1..300), behind: Vec<u8>) {
+        fn what_is_sealed_decodes(
+            seed: u64, at: u64, flags: u16, prev: u32, events: u32,
+            index in 0..MAX, time in 0..MAX, view in 0..MAX,
+            payload in vec(any::<u8>(), 1..300), behind: Vec<u8>,
+        ) {
             let block = Block { at, flags, prev, events, index, time, view, ..Block::default() };
             let (block, mut bytes) = sealed(seed, block, &payload);
             bytes.extend(behind);
@@ -350,8 +354,10 @@ mod tests {
         }
 
         #[test]
-        fn a_block_is_valid_only_whole_and_at_its_place(seed: u64, at: u64, other: u64,
-                payload in prop::collection::vec(any::<u8>(), 1..100), byte: prop::sample::Index, wrong in 1u8..) {
+        fn a_block_is_valid_only_whole_and_at_its_place(
+            seed: u64, at: u64, other: u64,
+            payload in vec(any::<u8>(), 1..100), byte: Index, wrong in 1u8..,
+        ) {
             let (_, mut bytes) = sealed(seed, Block { at, ..Block::default() }, &payload);
             prop_assert_eq!(decode(other, at, &bytes).is_some(), other == seed);
             prop_assert_eq!(decode(seed, other, &bytes).is_some(), other == at);
@@ -368,15 +374,19 @@ mod tests {
         }
 
         #[test]
-        fn events_begin_where_counting_says(payload in "[ab\n]{1,40}", cont: bool, raw: bool, index in 0u64..3) {
+        fn events_begin_where_counting_says(
+            payload in "[ab\n]{1,40}", cont: bool, raw: bool, index in 0u64..3,
+        ) {
             let payload = payload.as_bytes();
             let events = match raw {
                 true => 1,
                 false => payload.iter().filter(|byte| **byte == b'\n').count() as u32,
             };
             let more = payload.last() != Some(&b'\n');
-            let flags = [(cont, CONT), (raw, RAW), (more, MORE)].map(|(set, flag)| u16::from(set) * flag);
-            let (block, _) = sealed(1, Block { flags: flags.iter().sum(), events, index, ..Block::default() }, payload);
+            let flags = [(cont, CONT), (raw, RAW), (more, MORE)];
+            let flags = flags.map(|(set, flag)| u16::from(set) * flag).iter().sum();
+            let block = Block { flags, events, index, ..Block::default() };
+            let (block, _) = sealed(1, block, payload);
             let begins = (0..50).filter_map(|n| Some((n, block.begins(payload, n)?)));
             prop_assert_eq!(begins.collect::<Vec<_>>(), counted(&block, payload));
         }

@@ -324,3 +324,6 @@ fn lose<P: Pages>(
     let walked = walk(pages, head.seed, tip, 0, damaged).unwrap_or(Walked { tip, start: None });
     Ok(Found { tip: walked.tip, lost: Some(lost), ..Found::new(head, tip) })
 }
+
+#[cfg(test)]
+mod tests;
