@@ -8,7 +8,7 @@ const SEED: u64 = 7;
 /// To the end of the page.
 const FULL: u64 = PAGE;
 
-type Recovered = Result<(Found, Vec<(u64, u64)>), &'static str>;
+type Recovered = Result<(Found<&'static str>, Vec<(u64, u64)>), &'static str>;
 
 /// A log in memory, whose blocks hold one event each, and one page of which cannot be read.
 #[derive(Clone, Debug)]
@@ -81,7 +81,7 @@ impl Log {
     }
 
     /// With what the index says; what there is, and what of it is damaged: from event to event.
-    fn found(&mut self, last: u64) -> (Found, Vec<(u64, u64)>) {
+    fn found(&mut self, last: u64) -> (Found<&'static str>, Vec<(u64, u64)>) {
         self.recovered((last, SEED), Tip::default()).unwrap()
     }
 
