@@ -16,7 +16,6 @@ use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::log::{Files, Held};
 use crate::page::{self, HEAD};
-
 use crate::spill::{PIECE, Spill, write_all};
 use crate::stream::{Batch, Done, Job, Part, Stream};
 use crate::sys::{lock, try_lock};
@@ -71,16 +70,7 @@ impl<D: Disk> Stream<D> {
             // Whoever asked is waiting below.
             let _ = done.send(result);
         });
-        if self.enqueue(batch, guard, done) {
-            self.commit_group();
-            if !self.idle() {
-                // Those that came meanwhile must not keep this caller from going on.
-                self.shared.leading.fetch_add(1, Relaxed);
-                if !self.lead_elsewhere() {
-                    self.lead();
-                }
-            }
-        }
+        self.submit(batch, guard, done);
         let lost = |_| self.os("log")(std::io::Error::other("the commit was given up"));
         answer.recv().map_err(lost)?
     }
@@ -319,24 +309,19 @@ impl<D: Disk> Stream<D> {
         // Each turn finds what another process left; nobody can do that forever.
         for turn in 0..16 {
             let (files, _) = self.look()?;
-            if let Some(error) = files.unmended.as_ref().filter(|_| turn > 0) {
-                return Err(error.clone());
-            }
-            if files.unmended.is_none() {
-                if files.intact.is_some() {
+            match (&files.unmended, &files.intact) {
+                (Some(error), _) if turn > 0 => return Err(error.clone()),
+                (None, Some(_)) => {
                     let why = "the disk lost acknowledged events";
                     return Err(Error::Stopped { stream: self.title(), why });
                 }
-                let held = Held::new(self.shared.disk.clone(), files.log.as_ref(), false);
-                let held = held.map_err(self.os("log"))?;
-                if let Some(tip) = self.ready(&files)? {
-                    let result = change(&files, tip);
-                    let released = held.release().map_err(self.os("log"));
-                    // Nobody is to be told that it is stored, or not, by who lost the lock.
-                    return match released {
-                        Err(error) => Err(self.doubt(&files, &error)),
-                        Ok(()) => result,
-                    };
+                (Some(_), _) => {}
+                (None, None) => {
+                    let held = Held::new(self.shared.disk.clone(), files.log.as_ref(), false);
+                    let held = held.map_err(self.os("log"))?;
+                    if let Some(tip) = self.ready(&files)? {
+                        return self.release_after(&files, held, change(&files, tip));
+                    }
                 }
             }
             drop(files);
@@ -345,28 +330,33 @@ impl<D: Disk> Stream<D> {
         Err(self.os("log")(std::io::Error::other("it does not stay recovered")))
     }
 
-    /// As [`Stream::locked`]; None where somebody would have to be waited for, or recovery is due.
-    fn try_locked<R>(
+    /// As [`Stream::locked`], but nothing happens where somebody would have to be waited for, or
+    /// recovery is due.
+    fn try_locked(
         self: &Arc<Self>,
-        change: impl FnOnce(&Files<D>, Tip) -> Result<R>,
-    ) -> Result<Option<R>> {
+        change: impl FnOnce(&Files<D>, Tip) -> Result<()>,
+    ) -> Result<()> {
         let Some(_writer) = try_lock(&self.writer) else {
-            return Ok(None);
+            return Ok(());
         };
         let (files, _) = self.look()?;
-        if files.intact.is_some() || files.unmended.is_some() || !files.write {
-            return Ok(None);
+        if files.intact.is_some() || files.unmended.is_some() {
+            return Ok(());
         }
         let held = Held::try_new(self.shared.disk.clone(), files.log()?);
         let Some(held) = held.map_err(self.os("log"))? else {
-            return Ok(None);
+            return Ok(());
         };
-        let Some(tip) = self.ready(&files)? else {
-            return Ok(None);
-        };
-        let result = change(&files, tip)?;
-        held.release().map_err(self.os("log"))?;
-        Ok(Some(result))
+        match self.ready(&files)? {
+            Some(tip) => self.release_after(&files, held, change(&files, tip)),
+            None => Ok(()),
+        }
+    }
+
+    /// Nobody is to be told that something is stored, or not, by who may have lost the lock.
+    fn release_after<R>(&self, files: &Files<D>, held: Held<D>, result: Result<R>) -> Result<R> {
+        let released = held.release().map_err(self.os("log"));
+        released.map_err(|error| self.doubt(files, &error)).and(result)
     }
 
     /// The end of a stream that can be appended to as it is, under the locks: the files have their
@@ -428,7 +418,7 @@ impl<D: Disk> Stream<D> {
         if self.room.load(Relaxed) >= end + pending {
             return Ok(());
         }
-        self.try_locked(|files, tip| self.grow(files, tip.end + pending)).map(drop)
+        self.try_locked(|files, tip| self.grow(files, tip.end + pending))
     }
 
     /// A batch is committed or given up. What was reserved for a large one goes back.

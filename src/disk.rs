@@ -81,41 +81,15 @@ pub trait Disk: Send + Sync + 'static {
 
 /// A directory of the operating system.
 #[derive(Debug)]
-pub struct Real {
-    root: PathBuf,
-    scratch: PathBuf,
-}
+pub struct Real(pub PathBuf);
 
 impl Real {
-    /// The store at `root`, its unnamed files in `scratch`, which is `root` itself unless that
-    /// must not be written to.
-    pub fn new(root: PathBuf, scratch: PathBuf) -> Real {
-        Real { root, scratch }
-    }
-
     /// Runs `call` with a path to a file of a stream that leads through no symbolic link: who may
     /// make a stream's directory, or owns it, must not lend us the names of others.
     fn file<R>(&self, path: &Path, call: impl FnOnce(&Path) -> io::Result<R>) -> io::Result<R> {
         let (stream, name) = (path.parent(), path.file_name());
-        let (_held, stream) = sys::directory(&self.root.join(stream.unwrap_or(Path::new(""))))?;
+        let (_held, stream) = sys::directory(&self.0.join(stream.unwrap_or(Path::new(""))))?;
         call(&stream.join(name.unwrap_or_default()))
-    }
-
-    /// A file without a name in the directory `dir`.
-    fn unnamed(&self, dir: &Path) -> io::Result<File> {
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).mode(0o600);
-        match options.clone().custom_flags(libc::O_TMPFILE).open(dir) {
-            // A file system without them: take a name, and take it away.
-            Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
-                let name = format!(".scratch-{}-{}", std::process::id(), self.now());
-                let path = dir.join(name);
-                let file = options.create_new(true).open(&path)?;
-                fs::remove_file(path)?;
-                Ok(file)
-            }
-            result => result,
-        }
     }
 }
 
@@ -135,10 +109,16 @@ impl Disk for Real {
     }
 
     fn scratch(&self) -> io::Result<File> {
-        match self.unnamed(&self.scratch) {
-            // It became read-only by an error: what is there is to be read all the same.
-            Err(error) if error.raw_os_error() == Some(libc::EROFS) => {
-                self.unnamed(&std::env::temp_dir())
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).mode(0o600);
+        match options.clone().custom_flags(libc::O_TMPFILE).open(&self.0) {
+            // A file system without them: take a name, and take it away.
+            Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
+                let name = format!(".scratch-{}-{}", std::process::id(), self.now());
+                let path = self.0.join(name);
+                let file = options.create_new(true).open(&path)?;
+                fs::remove_file(path)?;
+                Ok(file)
             }
             result => result,
         }
@@ -211,15 +191,15 @@ impl Disk for Real {
     }
 
     fn identity(&self, path: &Path) -> io::Result<u64> {
-        Ok(identity(&sys::stat(None, &self.root.join(path))?))
+        Ok(identity(&sys::stat(None, &self.0.join(path))?))
     }
 
     fn create_dir(&self, path: &Path, mode: u32) -> io::Result<()> {
-        DirBuilder::new().mode(mode).create(self.root.join(path))
+        DirBuilder::new().mode(mode).create(self.0.join(path))
     }
 
     fn remove_dir(&self, path: &Path) -> io::Result<()> {
-        fs::remove_dir(self.root.join(path))
+        fs::remove_dir(self.0.join(path))
     }
 
     fn remove_file(&self, path: &Path) -> io::Result<()> {
@@ -227,17 +207,17 @@ impl Disk for Real {
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        fs::rename(self.root.join(from), self.root.join(to))
+        fs::rename(self.0.join(from), self.0.join(to))
     }
 
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
         let mut directory = OpenOptions::new();
         directory.read(true).custom_flags(libc::O_DIRECTORY | libc::O_NOFOLLOW);
-        directory.open(self.root.join(path))?.sync_all()
+        directory.open(self.0.join(path))?.sync_all()
     }
 
     fn streams(&self) -> io::Result<Names> {
-        Ok(Box::new(fs::read_dir(&self.root)?.filter_map(|entry| {
+        Ok(Box::new(fs::read_dir(&self.0)?.filter_map(|entry| {
             let stream = |entry: &fs::DirEntry| -> io::Result<bool> {
                 Ok(is_stream_name(&entry.file_name()) && entry.file_type()?.is_dir())
             };

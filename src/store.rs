@@ -59,8 +59,7 @@ impl Store<Real> {
         log: Box<dyn Fn(&str) + Send + Sync>,
     ) -> Result<Store> {
         prepare(path, read_only)?;
-        let scratch = if read_only { std::env::temp_dir() } else { path.into() };
-        Ok(Store::on(Real::new(path.into(), scratch), read_only, log))
+        Ok(Store::on(Real(path.into()), read_only, log))
     }
 }
 

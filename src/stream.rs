@@ -19,8 +19,9 @@ use crate::status::Status;
 use crate::sys::{lock, newline, try_lock};
 use crate::walk::{Pages, Tip};
 
-/// At most this many streams have their files open, beside those in the middle of a request.
-const OPEN: usize = 256;
+/// At most this many streams have their files open, beside those in the middle of a request; fewer
+/// where there are not so many descriptors.
+const OPEN: usize = 4096;
 
 /// What all streams of a store share.
 pub(crate) struct Shared<D: Disk> {
@@ -365,52 +366,26 @@ impl<D: Disk> Stream<D> {
         Ok(self.ended(&files).map_or(u64::MAX, |()| tip.view))
     }
 
-    /// Whether there is more than up to the view offset `seen`, for who must not wait for anybody. It
-    /// opens nothing for good: that may take the log's lock.
+    /// Whether there is more than up to the view offset `seen`, for who must not wait for anybody: it
+    /// opens nothing, for that may take the log's lock.
     pub(crate) fn glance(&self, seen: u64) -> Glance {
         let Some(slot) = try_lock(&self.files) else {
             // Somebody is opening them: the next time.
             return Glance::Nothing;
         };
-        let (files, tip) = (slot.clone(), *lock(&self.tip));
-        drop(slot);
-        match files {
-            _ if tip.view > seen => Glance::More,
-            Some(files) => {
-                self.used.store(true, Relaxed);
-                match self.seen(&files) {
-                    Ok(Some(tip)) if tip.view <= seen && files.intact.is_none() => Glance::Nothing,
-                    Ok(None) => self.glance_by_name(&tip),
-                    _ => Glance::More,
-                }
-            }
-            None => self.glance_by_name(&tip),
-        }
-    }
-
-    /// Whether there is more than `tip` in what has the stream's name.
-    fn glance_by_name(&self, tip: &Tip) -> Glance {
-        let (disk, name, known) = (self.disk(), self.name(), self.identity());
-        let identity = disk.identity(&name.join("log"));
-        let none = |error: &std::io::Error| error.kind() == std::io::ErrorKind::NotFound;
-        let gone = match &identity {
-            Ok(identity) => ![0, *identity].contains(&known),
-            // Where it may not be made there is none before the first writer comes.
-            Err(error) => none(error) && (known != 0 || disk.identity(&name).is_err()),
+        let Some(files) = slot.clone() else {
+            return Glance::More;
         };
-        if gone {
-            return match try_lock(&self.writer) {
-                Some(_) if self.name() == name => Glance::Gone,
-                // Renamed here in this moment: who does that tells those who wait.
-                _ => Glance::Nothing,
-            };
-        }
-        let index = disk.open(&name.join("index"), false);
-        let mut last = [0; 8];
-        match index.and_then(|index| disk.read_at(&index, &mut last, 0)) {
-            Ok(8) if ![0, tip.at].contains(&u64::from_le_bytes(last)) => Glance::More,
-            // Without an index nobody has committed since it was deleted.
-            _ => Glance::Nothing,
+        drop(slot);
+        self.used.store(true, Relaxed);
+        let named = match &files.log {
+            Some(log) => self.disk().stat(log).is_ok_and(|stat| stat.named),
+            None => self.disk().identity(&files.name).is_ok(),
+        };
+        match self.seen(&files) {
+            _ if !named => Glance::Gone,
+            Ok(Some(tip)) if tip.view <= seen && files.intact.is_none() => Glance::Nothing,
+            _ => Glance::More,
         }
     }
 
@@ -604,25 +579,22 @@ impl<D: Disk> Stream<D> {
             Some(_) => {}
             None => at = files.byte(&mut files.scan(0)?, &tip, view)?.block.at,
         }
-        let mut missing = None;
         while out.len() < size {
             let here = view + out.len() as u64;
-            let block = page::decode(seed, at, scan.page(at)?);
+            let block = scan.page(at).ok().and_then(|bytes| page::decode(seed, at, bytes));
             let Some((block, payload)) =
                 block.filter(|(b, _)| (b.view..b.view_end()).contains(&here))
             else {
-                missing = Some(here);
+                if out.is_empty() {
+                    // By the way that leads there from the index, or the error.
+                    return files.missing(files.byte(&mut files.scan(0)?, &tip, here)?.block.index);
+                }
                 break;
             };
             let rest = &payload[(here - block.view) as usize..];
             out.extend_from_slice(&rest[..rest.len().min(size - out.len())]);
             *cursor = Cursor(at);
             at = page::place(block.end());
-        }
-        if let Some(missing) = missing.filter(|_| out.is_empty()) {
-            // By the way that leads there from the index, or the error.
-            let spot = files.byte(&mut files.scan(0)?, &tip, missing)?;
-            return files.missing(spot.block.index);
         }
         Ok(out)
     }
