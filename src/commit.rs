@@ -308,7 +308,11 @@ impl<D: Disk> Stream<D> {
         let _writer = lock(&self.writer);
         // Each turn finds what another process left; nobody can do that forever.
         for turn in 0..16 {
-            let (files, _) = self.look()?;
+            let mut files = self.files()?;
+            if files.intact.is_some() {
+                // It may have been given up meanwhile, and the index deleted.
+                files = self.look()?.0;
+            }
             match (&files.unmended, &files.intact) {
                 (Some(error), _) if turn > 0 => return Err(error.clone()),
                 (None, Some(_)) => {
@@ -339,7 +343,7 @@ impl<D: Disk> Stream<D> {
         let Some(_writer) = try_lock(&self.writer) else {
             return Ok(());
         };
-        let (files, _) = self.look()?;
+        let files = self.files()?;
         if files.intact.is_some() || files.unmended.is_some() {
             return Ok(());
         }
@@ -365,9 +369,9 @@ impl<D: Disk> Stream<D> {
         let Some(tip) = self.seen(files)?.filter(|_| files.intact.is_none()) else {
             return Ok(None);
         };
-        let len = files.len()?;
-        self.room.store(len, Relaxed);
-        if !files.named()? || (len < tip.end && tip.count > 0) {
+        let log = self.disk().stat(files.log()?).map_err(self.os("log"))?;
+        self.room.store(log.len, Relaxed);
+        if !log.named {
             return Ok(None);
         }
         // The first commit makes the name durable: it must be the stream's still.

@@ -153,7 +153,9 @@ impl<D: Disk> Files<D> {
     /// What follows the end `tip`: 0 for nothing, or the checksum of the first block of a commit that
     /// is in progress, or that nobody answers for any more; [`GONE`] where the end is not what it was.
     pub(crate) fn behind(&self, tip: &Tip) -> Result<u32> {
-        let (seed, mut scan) = (self.seed(), self.scan(0)?);
+        let seed = self.seed();
+        // No further than to where the next block ends.
+        let mut scan = self.scan_to(0, page::place(tip.end) + PAGE);
         let known = tip.at == 0 || scan.block(seed, tip.at)?.is_some_and(|b| b.crc == tip.crc);
         if !known || (tip.count == 0 && !self.same_head()?) {
             return Ok(GONE);
@@ -186,8 +188,13 @@ impl<D: Disk> Files<D> {
 
     /// Reads so many bytes at a time.
     pub(crate) fn scan(&self, window: usize) -> Result<Scan<'_, D>> {
+        Ok(self.scan_to(window, self.len()?))
+    }
+
+    /// The same, of a log that ends at `len`, or before.
+    fn scan_to(&self, window: usize, len: u64) -> Scan<'_, D> {
         let window = window.next_multiple_of(PAGE as usize).max(PAGE as usize);
-        Ok(Scan { files: self, bytes: Vec::new(), from: 0, window, len: self.len()? })
+        Scan { files: self, bytes: Vec::new(), from: 0, window, len }
     }
 
     /// Log and index still have their names.
