@@ -6,18 +6,17 @@
 //! and share the next sync.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, mpsc};
 use std::time::Instant;
 
-use crate::batch::{Blocks, Shape, Tally};
+use crate::batch::{Blocks, Shape};
 use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::log::{Files, Held};
 use crate::page::{self, HEAD};
-use crate::spill::{PIECE, Spill, write_all};
-use crate::stream::{Batch, Done, Job, Part, Stream};
+use crate::spill::{PIECE, write_all};
+use crate::stream::{Batch, Done, Job, Stream};
 use crate::sys::{lock, try_lock};
 use crate::walk::{self, Tip};
 
@@ -32,16 +31,6 @@ const WRITE: usize = 256 << 10;
 const LATE: u64 = 1_000_000_000;
 
 impl<D: Disk> Stream<D> {
-    /// An empty batch, to be filled with [`Batch::push`] and committed with [`Stream::commit`].
-    pub fn batch(self: &Arc<Self>, shape: Shape) -> Batch<D> {
-        Batch { stream: self.clone(), parts: vec![self.part(shape)], len: 0, reserved: 0 }
-    }
-
-    fn part(&self, shape: Shape) -> Part<D> {
-        let spill = Spill::new(self.shared.disk.clone(), self.shared.ceiling.clone());
-        Part { shape, tally: Tally::default(), spill }
-    }
-
     /// Appends `events`, any bytes each, as one batch; returns the index of the first. With a
     /// `guard` only if that index is the guard, else [`Error::Exists`]. When it returns they are
     /// durable. No events: nothing happens.
@@ -291,7 +280,7 @@ impl<D: Disk> Stream<D> {
     }
 
     /// What became of a commit is not known: the next to use the stream finds out.
-    fn doubt(&self, files: &Files<D>, error: &Error) -> Error {
+    pub(crate) fn doubt(&self, files: &Files<D>, error: &Error) -> Error {
         files.stale.store(true, Relaxed);
         self.unknown(error)
     }
@@ -301,7 +290,10 @@ impl<D: Disk> Stream<D> {
     }
 
     /// Runs `change` on the stream as it is, under its locks.
-    fn locked<R>(self: &Arc<Self>, change: impl FnOnce(&Files<D>, Tip) -> Result<R>) -> Result<R> {
+    pub(crate) fn locked<R>(
+        self: &Arc<Self>,
+        change: impl FnOnce(&Files<D>, Tip) -> Result<R>,
+    ) -> Result<R> {
         if self.shared.read_only {
             return Err(Error::ReadOnly);
         }
@@ -336,7 +328,7 @@ impl<D: Disk> Stream<D> {
 
     /// As [`Stream::locked`], but nothing happens where somebody would have to be waited for, or
     /// recovery is due.
-    fn try_locked(
+    pub(crate) fn try_locked(
         self: &Arc<Self>,
         change: impl FnOnce(&Files<D>, Tip) -> Result<()>,
     ) -> Result<()> {
@@ -382,96 +374,6 @@ impl<D: Disk> Stream<D> {
         let behind = files.behind(&tip)?;
         Ok([0, files.dead].contains(&behind).then_some(tip))
     }
-
-    // ---- room --------------------------------------------------------------------------------
-
-    /// Makes the log as long as needed, and a step ahead.
-    fn grow(&self, files: &Files<D>, needed: u64) -> Result<()> {
-        let len = self.room.load(Relaxed);
-        if needed <= len {
-            return Ok(());
-        }
-        let (log, to) = (files.log()?, page::grown(needed));
-        let filled = needed.next_multiple_of(page::PAGE).min(to);
-        if let Err(error) = self.disk().reserve(log, len, filled, to).map_err(self.os("log")) {
-            let got = files.len()?;
-            self.room.store(got, Relaxed);
-            // The step ahead may have been too much, what is needed not.
-            if got < needed {
-                if error.no_room() {
-                    // Give back what was taken: others may need it.
-                    self.disk().set_len(log, len).map_err(self.os("log"))?;
-                    self.room.store(len, Relaxed);
-                }
-                return Err(error);
-            }
-            return Ok(());
-        }
-        self.room.store(to, Relaxed);
-        Ok(())
-    }
-
-    /// Takes up room for `bytes` more of log, so that it is the write that meets a full disk, not the
-    /// commit; where somebody has the lock it is the commit.
-    fn reserve(self: &Arc<Self>, bytes: u64) -> Result<()> {
-        let pending = self.pending.fetch_add(bytes, Relaxed) + bytes;
-        let end = lock(&self.tip).end;
-        if self.shared.read_only {
-            return Err(Error::ReadOnly);
-        }
-        if self.room.load(Relaxed) >= end + pending {
-            return Ok(());
-        }
-        self.try_locked(|files, tip| self.grow(files, tip.end + pending))
-    }
-
-    /// A batch is committed or given up. What was reserved for a large one goes back.
-    fn release(self: &Arc<Self>, bytes: u64) {
-        let pending = self.pending.fetch_sub(bytes, Relaxed) - bytes;
-        if bytes < page::STEP {
-            return;
-        }
-        // When it does not work the space is given back when the stream is opened next.
-        let _ = self.try_locked(|files, tip| {
-            let keep = page::grown(tip.end + pending);
-            if self.room.load(Relaxed) > keep {
-                self.disk().set_len(files.log()?, keep).map_err(self.os("log"))?;
-                self.room.store(keep, Relaxed);
-            }
-            Ok(())
-        });
-    }
-
-    // ---- names -------------------------------------------------------------------------------
-
-    /// Runs `remove` under the locks of the stream, unless it keeps events.
-    pub(crate) fn empty(self: &Arc<Self>, remove: impl FnOnce() -> Result<()>) -> Result<()> {
-        self.locked(|files, tip| match files.head()?.first {
-            first if first == tip.count => remove(),
-            _ => Err(Error::NotEmpty),
-        })
-    }
-
-    /// Gives the stream another name by `rename`, while it commits nothing.
-    pub(crate) fn rename(
-        self: &Arc<Self>,
-        name: &Path,
-        rename: impl FnOnce() -> Result<()>,
-    ) -> Result<()> {
-        let _writer = lock(&self.writer);
-        let files = self.files()?;
-        let held = Held::new(self.shared.disk.clone(), files.log.as_ref(), false);
-        let held = held.map_err(self.os("log"))?;
-        let renamed = rename();
-        if renamed.is_ok() {
-            *lock(&self.name) = name.into();
-        }
-        // XFS reports a shutdown to who syncs a file, not to who syncs the directory.
-        let synced = files.log.as_ref().map_or(Ok(()), |log| self.disk().sync_data(log));
-        let released = synced.and_then(|()| held.release()).map_err(self.os("log"));
-        self.close();
-        renamed.and(released)
-    }
 }
 
 /// The place of each batch, or why it gets none; and the count behind all.
@@ -486,83 +388,4 @@ fn place<D: Disk>(tip: Tip, group: &[Job<D>]) -> (Vec<Result<u64>>, u64) {
         Ok(first)
     });
     (places.collect(), count)
-}
-
-impl<D: Disk> Batch<D> {
-    /// Adds bytes. After an error the batch cannot be committed, only dropped.
-    pub fn push(&mut self, bytes: &[u8]) -> Result<()> {
-        self.len += bytes.len() as u64;
-        let needed = self.room();
-        let more = needed - std::mem::replace(&mut self.reserved, needed);
-        self.stream.reserve(more)?;
-        // There is at least one.
-        let Some(part) = self.parts.last_mut() else {
-            return Err(Error::Fault);
-        };
-        part.spill.push(bytes)?;
-        part.tally.push(part.shape, bytes);
-        Ok(())
-    }
-
-    /// Adds one event of any bytes, to a batch of lines.
-    pub fn event(&mut self, bytes: &[u8]) -> Result<()> {
-        let shape = match crate::sys::newline(bytes) {
-            Some(_) => Shape::One,
-            None => Shape::Lines,
-        };
-        if shape == Shape::One || self.parts.last().is_none_or(|part| part.shape != shape) {
-            self.parts.push(self.stream.part(shape));
-        }
-        self.push(bytes)?;
-        if shape == Shape::Lines { self.push(b"\n") } else { Ok(()) }
-    }
-
-    /// Bytes written.
-    pub fn len(&self) -> u64 {
-        self.len
-    }
-
-    /// At most so many bytes of log it takes: each part has blocks of its own.
-    fn room(&self) -> u64 {
-        page::room(self.len + self.parts.len() as u64 * 2 * page::HEADER as u64)
-    }
-
-    /// Whether nothing was written.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    fn all_events(&self) -> u64 {
-        self.parts.iter().map(|part| part.tally.all_events()).sum()
-    }
-
-    /// What is known of what was pushed last.
-    pub(crate) fn tally(&self) -> Tally {
-        self.parts.last().map(|part| part.tally).unwrap_or_default()
-    }
-
-    /// Takes away what is behind the last complete event of a batch of lines. After an error neither
-    /// can be committed.
-    pub fn split_torn(&mut self) -> Result<Batch<D>> {
-        let mut torn = self.stream.batch(Shape::Lines);
-        if let Some(part) = self.parts.last_mut() {
-            let rest = part.spill.split_off(part.tally.complete)?;
-            torn.parts[0].spill = rest;
-            torn.len = part.tally.torn();
-            torn.parts[0].tally.len = torn.len;
-            part.tally.len = part.tally.complete;
-            self.len -= torn.len;
-        }
-        // Nothing is reserved before anything is written.
-        let kept = self.room().min(self.reserved);
-        torn.reserved = self.reserved - kept;
-        self.reserved = kept;
-        Ok(torn)
-    }
-}
-
-impl<D: Disk> Drop for Batch<D> {
-    fn drop(&mut self) {
-        self.stream.release(self.reserved);
-    }
 }

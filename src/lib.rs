@@ -16,8 +16,11 @@
 //! | `spill`     | a batch until its commit, in bounded memory     | streams                   |
 //! | `log`       | open log and index of a stream; recovery        | batches                   |
 //! | `find`      | where an event, a byte, a time is in a log      | batches                   |
-//! | [`stream`]  | a stream's end, and reading                     | names, the mounted tree   |
-//! | [`commit`]  | append: batches, their queue, the commit        | names, the mounted tree   |
+//! | [`stream`]  | its open files, and its end                     | names, the mounted tree   |
+//! | `read`      | its events, and bytes of its view               | names, the mounted tree   |
+//! | `room`      | batches, and the room that they take up         | names, the mounted tree   |
+//! | `commit`    | the queue in front of a commit, the commit      | names, the mounted tree   |
+//! | `keep`      | dropping old events, removal, another name      | names, the mounted tree   |
 //! | [`store`]   | names -> streams                                | the mounted tree          |
 //! | [`check`]   | verify a stream, change nothing                 | the mounted tree          |
 //! | [`proc`]    | what /proc says of the process behind a request |                           |
@@ -32,15 +35,18 @@
 
 pub mod batch;
 pub mod check;
-pub mod commit;
+mod commit;
 pub mod disk;
 pub mod error;
 mod find;
 pub mod fuse;
+mod keep;
 mod log;
 pub mod open;
 pub mod page;
 pub mod proc;
+mod read;
+mod room;
 mod spill;
 pub mod status;
 pub mod store;

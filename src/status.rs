@@ -18,6 +18,8 @@ pub struct Status {
     bytes: AtomicU64,
     lost_guards: AtomicU64,
     errors: AtomicU64,
+    events_dropped: AtomicU64,
+    bytes_dropped: AtomicU64,
     /// Batches by how long they took.
     took: [AtomicU64; BUCKETS],
     longest: AtomicU64,
@@ -32,6 +34,8 @@ impl Default for Status {
             bytes: AtomicU64::new(0),
             lost_guards: AtomicU64::new(0),
             errors: AtomicU64::new(0),
+            events_dropped: AtomicU64::new(0),
+            bytes_dropped: AtomicU64::new(0),
             took: [const { AtomicU64::new(0) }; BUCKETS],
             longest: AtomicU64::new(0),
         }
@@ -52,6 +56,12 @@ impl Status {
         self.bytes.fetch_add(bytes, Relaxed);
         self.took[bucket(nanos)].fetch_add(1, Relaxed);
         self.longest.fetch_max(nanos, Relaxed);
+    }
+
+    /// So many events, and bytes of the view, were dropped.
+    pub fn dropped(&self, events: u64, bytes: u64) {
+        self.events_dropped.fetch_add(events, Relaxed);
+        self.bytes_dropped.fetch_add(bytes, Relaxed);
     }
 
     /// An append was refused, because its guard was lost or because of an error.
@@ -85,6 +95,8 @@ impl Status {
             (&self.bytes, "bytes_total", "Bytes of the batches committed"),
             (&self.lost_guards, "guards_lost_total", "Appends refused with EEXIST"),
             (&self.errors, "errors_total", "Appends refused with another error"),
+            (&self.events_dropped, "events_dropped_total", "Events dropped"),
+            (&self.bytes_dropped, "bytes_dropped_total", "Bytes of the events dropped"),
         ];
         let counters = counters
             .map(|(counter, name, what)| (name, "counter", what, counter.load(Relaxed) as f64));
