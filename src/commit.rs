@@ -154,15 +154,17 @@ impl<D: Disk> Stream<D> {
             self.locked(|files, tip| {
                 before = tip.count;
                 let (places, count) = place(tip, group);
-                if count > tip.count {
-                    self.write(files, tip, group, &places)?;
-                }
-                Ok(places)
+                let some = count > tip.count;
+                let new = if some { self.write(files, tip, group, &places)? } else { tip };
+                Ok((places, new))
             })
         };
         let outcome = catch_unwind(AssertUnwindSafe(commit));
         match outcome.unwrap_or_else(|_| Err(self.unknown(&"a fault in smolstore"))) {
-            Ok(places) => places,
+            Ok((places, new)) => {
+                *lock(&self.tip) = new;
+                places
+            }
             // One that finds no room must not take others with it.
             Err(error) if error.no_room() && group.len() > 1 => {
                 group.chunks(1).flat_map(|job| self.attempt(job)).collect()
@@ -180,14 +182,14 @@ impl<D: Disk> Stream<D> {
         }
     }
 
-    /// Steps 2 to 5 of a commit: room, blocks, sync, `last`.
+    /// Steps 2 to 5 of a commit: room, blocks, sync, `last`; the end then, if the lock still holds.
     fn write(
         &self,
         files: &Files<D>,
         tip: Tip,
         group: &[Job<D>],
         places: &[Result<u64>],
-    ) -> Result<()> {
+    ) -> Result<Tip> {
         let (disk, log) = (self.disk(), files.log()?);
         let placed = || group.iter().zip(places).filter(|(_, place)| place.is_ok());
         let bytes: u64 = placed().map(|(job, _)| job.batch.room()).sum();
@@ -254,10 +256,8 @@ impl<D: Disk> Stream<D> {
         let told = published.and_then(|()| disk.stat(log).map_err(self.os("log")));
         told.map_err(|error| self.doubt(files, &error))?;
         *lock(&files.head) = head;
-        files.seen.store(new.at, Relaxed);
-        *lock(&self.tip) = new;
         self.shared.status.commit();
-        Ok(())
+        Ok(new)
     }
 
     /// The time of a commit behind `tip`.

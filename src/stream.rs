@@ -295,7 +295,8 @@ impl<D: Disk> Stream<D> {
         let Some(held) = held else {
             return Ok(false);
         };
-        let left = files.index_head()?.0 == files.seen.load(Relaxed);
+        let last = files.index_head()?.0;
+        let left = [files.seen.load(Relaxed), tip.at].contains(&last);
         held.release().map_err(self.os("log"))?;
         Ok(left)
     }
@@ -316,7 +317,7 @@ impl<D: Disk> Stream<D> {
             return Ok(None);
         }
         let (last, seed) = files.index_head()?;
-        if last == files.seen.load(Relaxed) {
+        if last == files.seen.load(Relaxed) || (last == tip.at && files.intact.is_none()) {
             return Ok(Some(tip));
         }
         if files.intact.is_some() || seed != files.seed() {

@@ -10,7 +10,7 @@
 //!
 //! Pure: what it reads is handed to it as [`Pages`].
 
-use crate::page::{self, Block, FIRST, HEAD, Head, LAST, PAGE};
+use crate::page::{self, Block, CONT, FIRST, HEAD, Head, LAST, PAGE};
 
 /// What a log holds.
 pub trait Pages {
@@ -130,10 +130,17 @@ pub struct Walked {
 pub struct Gap {
     /// The first event affected,
     pub first: u64,
-    /// the first one behind it that is not, or only in its beginning,
+    /// the first one behind it that is not,
     pub next: u64,
     /// the place of the first block that does not check.
     pub at: u64,
+}
+
+impl Gap {
+    /// From event `first` to a block behind the damage, in which one may end that began there.
+    fn new(first: u64, behind: &Block, at: u64) -> Gap {
+        Gap { first, next: behind.index + u64::from(behind.is(CONT)), at }
+    }
 }
 
 /// Goes from the place `from` over all blocks that follow. Tells of what is `damaged`. `proof`: the
@@ -159,7 +166,7 @@ pub fn walk<P: Pages>(
                 let Some(block) = beyond(pages, seed, at, here.view, &mut proof)? else {
                     return other.map(|_| walked);
                 };
-                damaged(Gap { first: here.count, next: block.index, at });
+                damaged(Gap::new(here.count, &block, at));
                 // All before it was acknowledged.
                 walked = Walked { tip: Tip::before(&block), start: None };
                 begin = None;
@@ -275,7 +282,7 @@ pub fn recover<P: Pages>(
             match beyond(pages, head.seed, from, head.view.saturating_sub(1), &mut 0)? {
                 Some(block) => {
                     if block.view > head.view {
-                        damaged(Gap { first: head.first, next: block.index, at: from });
+                        damaged(Gap::new(head.first, &block, from));
                     }
                     Tip::before(&block)
                 }
