@@ -20,9 +20,9 @@ use fuser::{
 };
 
 use crate::error::{Error, Result};
+use crate::node::{Node, Type};
 use crate::open::{Answer, Open};
-use crate::proc;
-use crate::tree::{Attr, Node, Tree, Type};
+use crate::tree::{Attr, Tree};
 
 /// The longest write that arrives in one piece: 256 KiB times the threads is what their buffers
 /// may take.
@@ -59,13 +59,13 @@ impl Fuse {
         asked: Asked,
         handle: FileHandle,
         reply: P,
-        request: impl FnOnce(Arc<Open>, Answer<R>),
+        request: impl FnOnce(&Tree, Arc<Open>, Answer<R>),
         ok: impl FnOnce(P, R) + Send + 'static,
     ) {
         let tree = self.0.clone();
         let answer = move |result| answer(&tree, asked, reply, result, ok);
         let run = || match self.0.file(handle.0) {
-            Ok(file) => request(file, Box::new(answer)),
+            Ok(file) => request(&self.0, file, Box::new(answer)),
             Err(error) => answer(Err(error)),
         };
         if catch_unwind(AssertUnwindSafe(run)).is_err() {
@@ -120,8 +120,8 @@ macro_rules! replies {
 replies!(ReplyAttr ReplyCreate ReplyData ReplyDirectory ReplyEmpty ReplyEntry ReplyOpen ReplyPoll);
 replies!(ReplyStatfs ReplyWrite);
 
-fn file_type(node: Node) -> FileType {
-    match node.file_type() {
+fn file_type(kind: Type) -> FileType {
+    match kind {
         Type::Directory => FileType::Directory,
         Type::File => FileType::RegularFile,
         Type::Link => FileType::Symlink,
@@ -129,18 +129,18 @@ fn file_type(node: Node) -> FileType {
 }
 
 fn file_attr(attr: &Attr) -> FileAttr {
-    let kind = file_type(attr.node);
     FileAttr {
-        ino: INodeNo(attr.node.number()),
+        ino: INodeNo(attr.inode),
         size: attr.size,
         blocks: attr.size.div_ceil(512),
         atime: attr.time,
         mtime: attr.time,
         ctime: attr.time,
         crtime: attr.time,
-        kind,
+        kind: file_type(attr.node.file_type()),
         perm: attr.mode as u16,
-        nlink: if kind == FileType::Directory { 2 } else { 1 },
+        // Also of a directory, as of one that does not count those in it.
+        nlink: 1,
         uid: attr.uid,
         gid: attr.gid,
         rdev: 0,
@@ -156,23 +156,34 @@ fn empty(reply: ReplyEmpty, (): ()) {
 }
 
 fn attr(reply: ReplyAttr, attr: Attr) {
-    reply.attr(&attr.node.lifetimes().1, &file_attr(&attr));
+    reply.attr(&attr.node.attr_lifetime(), &file_attr(&attr));
+}
+
+/// Attributes of a node that is new to the kernel. fuser takes their inode number for the node's; so
+/// they are not to be believed, and whoever asks is told the real one by [`attr`].
+fn entry_attr(attr: &Attr) -> FileAttr {
+    FileAttr { ino: INodeNo(attr.node.number()), ..file_attr(attr) }
 }
 
 fn entry(reply: ReplyEntry, attr: Attr) {
-    let (name, attributes) = attr.node.lifetimes();
-    reply.entry_with_ttls(&attributes, &name, &file_attr(&attr), Generation(0));
+    let (name, attributes) = (attr.node.name_lifetime(), Duration::ZERO);
+    reply.entry_with_ttls(&attributes, &name, &entry_attr(&attr), Generation(0));
 }
 
-fn opened(reply: ReplyOpen, handle: u64) {
-    // Of a directory the kernel ignores it.
-    reply.opened(FileHandle(handle), FopenFlags::FOPEN_DIRECT_IO);
+/// How a file of a node is opened. Of a directory the kernel ignores it.
+fn open_flags(node: INodeNo) -> FopenFlags {
+    // Whoever waits in a follower must not hold the lock of its position.
+    let stream = Node::of(node.0).is_ok_and(Node::follows);
+    let stream = if stream { FopenFlags::FOPEN_STREAM } else { FopenFlags::empty() };
+    FopenFlags::FOPEN_DIRECT_IO | stream
 }
 
 impl Filesystem for Fuse {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
         // An older kernel has less; what is missing is slower, or mmap fails there.
         for wanted in [
+            InitFlags::FUSE_ASYNC_DIO,
+            InitFlags::FUSE_ATOMIC_O_TRUNC,
             InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
             InitFlags::FUSE_AUTO_INVAL_DATA,
             InitFlags::FUSE_PARALLEL_DIROPS,
@@ -209,7 +220,7 @@ impl Filesystem for Fuse {
         _: Option<TimeOrNow>,
         _: Option<TimeOrNow>,
         _: Option<SystemTime>,
-        _: Option<FileHandle>,
+        handle: Option<FileHandle>,
         _: Option<SystemTime>,
         _: Option<SystemTime>,
         _: Option<SystemTime>,
@@ -220,7 +231,12 @@ impl Filesystem for Fuse {
             request,
             format_args!("setattr {node} mode {mode:?} owner {uid:?} {gid:?} size {size:?}"),
         );
-        self.run(asked, reply, |tree| tree.change(node.0, mode, uid, gid, size), attr);
+        let change = |tree: &Tree| {
+            let cut = |size| tree.truncate(node.0, handle.map(|handle| handle.0), size);
+            size.map_or(Ok(()), cut)?;
+            tree.change(node.0, mode, uid, gid)
+        };
+        self.run(asked, reply, change, attr);
     }
 
     fn readlink(&self, request: &Request, node: INodeNo, reply: ReplyData) {
@@ -278,7 +294,8 @@ impl Filesystem for Fuse {
 
     fn open(&self, request: &Request, node: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let asked = self.asked(request, format_args!("open {node} {:#x}", flags.0));
-        self.run(asked, reply, |tree| tree.open(node.0, flags.0), opened);
+        let ok = |reply: ReplyOpen, handle| reply.opened(FileHandle(handle), open_flags(node));
+        self.run(asked, reply, |tree| tree.open(node.0, flags.0), ok);
     }
 
     fn create(
@@ -297,7 +314,7 @@ impl Filesystem for Fuse {
             reply,
             |tree| tree.create(parent.0, name, flags),
             |reply, (attr, handle)| {
-                let (attr, handle) = (file_attr(&attr), FileHandle(handle));
+                let (attr, handle) = (entry_attr(&attr), FileHandle(handle));
                 let direct = FopenFlags::FOPEN_DIRECT_IO;
                 reply.created(&Duration::ZERO, &attr, Generation(0), handle, direct);
             },
@@ -318,7 +335,7 @@ impl Filesystem for Fuse {
         let asked = self.asked(request, format_args!("read {handle} {size} at {offset}"));
         // A read for the page cache, in the name of nobody: mmap, or sendfile(2) and splice(2), which
         // do not wait. To EINVAL they who use these answer by reading themselves.
-        if owner.is_none() && Tree::follows(node.0) {
+        if owner.is_none() && Node::of(node.0).is_ok_and(Node::follows) {
             return reply.error(Errno::EINVAL);
         }
         if let Some(text) = self.0.text(node.0, handle.0) {
@@ -331,7 +348,7 @@ impl Filesystem for Fuse {
             asked,
             handle,
             reply,
-            |file, answer| file.read_on(offset, size as usize, wait, answer),
+            |_, file, answer| file.read_on(offset, size as usize, wait, answer),
             |reply, bytes: Vec<u8>| reply.data(&bytes),
         );
     }
@@ -389,7 +406,7 @@ impl Filesystem for Fuse {
             asked,
             handle,
             reply,
-            |file, answer| file.write(owner, offset, bytes, answer),
+            |_, file, answer| file.write(owner, offset, bytes, answer),
             move |reply, ()| reply.written(len),
         );
     }
@@ -406,14 +423,16 @@ impl Filesystem for Fuse {
         if self.0.text(node.0, handle.0).is_some() {
             return reply.ok();
         }
-        let ending = || proc::ending(request.pid());
-        let flush = |file: Arc<Open>, answer| file.flush(owner.0, ending, answer);
+        let pid = request.pid();
+        let flush = |tree: &Tree, file: Arc<Open>, answer| {
+            tree.flush(node.0, &file, owner.0, pid, answer);
+        };
         self.hand_over(asked, handle, reply, flush, empty);
     }
 
     fn fsync(&self, request: &Request, _: INodeNo, handle: FileHandle, _: bool, reply: ReplyEmpty) {
         let asked = self.asked(request, format_args!("fsync {handle}"));
-        self.hand_over(asked, handle, reply, |file, answer| file.sync(answer), empty);
+        self.hand_over(asked, handle, reply, |_, file, answer| file.sync(answer), empty);
     }
 
     fn release(
@@ -432,7 +451,8 @@ impl Filesystem for Fuse {
 
     fn opendir(&self, request: &Request, node: INodeNo, _: OpenFlags, reply: ReplyOpen) {
         let asked = self.asked(request, format_args!("opendir {node}"));
-        self.run(asked, reply, |tree| tree.opendir(node.0), opened);
+        let ok = |reply: ReplyOpen, handle| reply.opened(FileHandle(handle), open_flags(node));
+        self.run(asked, reply, |tree| tree.opendir(node.0), ok);
     }
 
     fn readdir(
@@ -450,8 +470,8 @@ impl Filesystem for Fuse {
             |tree| tree.entries(handle.0, offset == 0),
             |mut reply, entries| {
                 let behind = usize::try_from(offset).unwrap_or(usize::MAX);
-                for (next, (node, name)) in (1..).zip(&*entries).skip(behind) {
-                    if reply.add(INodeNo(node.number()), next, file_type(*node), name) {
+                for (next, (inode, kind, name)) in (1..).zip(&*entries).skip(behind) {
+                    if reply.add(INodeNo(*inode), next, file_type(*kind), name) {
                         break;
                     }
                 }

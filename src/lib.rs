@@ -22,13 +22,14 @@
 //! | [`store`]   | names -> streams                                | the mounted tree          |
 //! | [`check`]   | verify a stream, change nothing                 | the mounted tree          |
 //! | [`proc`]    | what /proc says of the process behind a request |                           |
-//! | [`tree`]    | paths, nodes, attributes: the mounted tree      | fuser                     |
-//! | [`open`]    | its open files: who wrote what, who is told     | fuser                     |
 //! | [`wait`]    | those who wait for the next event               | fuser                     |
+//! | [`node`]    | places in the mounted tree, horizons            | files, clock, threads     |
+//! | `names`     | numbers for the streams that the kernel knows   | files, clock, threads     |
+//! | [`open`]    | its open files: who wrote what, who is told     | fuser                     |
+//! | [`tree`]    | the mounted tree: names, attributes, open files | fuser                     |
 //! | [`fuse`]    | fuser's requests: convert, call, reply          |                           |
 //!
-//! Some are cut for length, not for layers: stream, mend and commit are one type; tree, open and
-//! wait know each other.
+//! Some are cut for length, not for layers: stream, mend and commit are one type.
 //!
 //! `main` reads the arguments, creates every resource, and waits for signals.
 
@@ -44,6 +45,8 @@ pub mod fuse;
 pub mod index;
 mod log;
 mod mend;
+mod names;
+pub mod node;
 pub mod open;
 pub mod proc;
 pub mod recover;

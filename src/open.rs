@@ -12,10 +12,10 @@ use crate::batch::Shape;
 use crate::commit;
 use crate::disk::Real;
 use crate::error::{Error, Result};
+use crate::node::{Kind, Node};
 use crate::proc::Ending;
 use crate::stream::{Cursor, Stream, lock};
-use crate::tree::{Kind, Node};
-use crate::wait::{Waiters, Wake, Why};
+use crate::wait::{Waiter, Waiters, Wake, Why};
 
 /// Called with what became of a request.
 pub type Answer<R> = Box<dyn FnOnce(Result<R>) + Send>;
@@ -24,12 +24,12 @@ type Batch = commit::Batch<Real>;
 /// An open file of a stream.
 pub struct Open {
     kind: Kind,
-    pub(crate) stream: Arc<Stream<Real>>,
+    stream: Arc<Stream<Real>>,
     /// What it shows begins here in the stream's view; and how much of that, when it is fixed.
     base: u64,
     len: u64,
     append: bool,
-    /// Each write commits its complete lines.
+    /// Each write commits its complete lines, and is told what became of them.
     through: bool,
     reader: Mutex<Reader>,
     writer: Mutex<Writer>,
@@ -40,11 +40,14 @@ pub struct Open {
 #[derive(Default)]
 struct Reader {
     cursor: Cursor,
+    /// Of a follower, where it is: those who share it share what comes.
     end: u64,
-    /// It was told that this is the end.
+    /// Whoever reads knows that this is the end. A follower's file has none, unless its wait is over,
+    /// which is then told once.
     ended: bool,
-    /// A poller is parked: the kernel knows it by the open file, so one is enough.
+    /// A poller is parked, with this ticket: the kernel knows it by the open file, so one is enough.
     polled: bool,
+    ticket: u64,
     /// What `count` said.
     count: Option<u64>,
 }
@@ -63,6 +66,9 @@ struct Writer {
     failed: Option<Error>,
     /// The index the next batch is promised.
     guard: Option<u64>,
+    /// Where it was opened without O_APPEND: the end of the file, as its writers know it. There they
+    /// write, or not at all.
+    end: Option<u64>,
     /// The one event there can be is committed.
     sealed: bool,
     /// Whose bytes are being committed: an owner for each batch it has some in.
@@ -77,7 +83,7 @@ type Submit = Box<dyn FnOnce(&Open, Option<u64>) -> bool + Send>;
 /// Who learns by an answer what became of the bytes it wrote.
 #[derive(Clone, Copy)]
 enum Told {
-    /// All learn it by what they do next.
+    /// There is nobody left, or all learn it by what they do next.
     Nobody,
     Owner(u64),
     /// One of those who wrote; which is not said.
@@ -116,24 +122,20 @@ impl Writer {
     }
 
     /// Takes what is to be committed because `owner`, who has written, closes the file.
-    fn leave(&mut self, owner: u64, ending: impl FnOnce() -> Ending) -> Result<Option<Batch>> {
-        if let Some(error) = self.failed.clone() {
-            self.fail(&error);
-            return Err(error);
-        }
+    fn leave(&mut self, owner: u64, ending: &Ending) -> Result<Option<Batch>> {
         let last = self.last == owner;
-        match ending() {
+        match ending {
             Ending::Closed => self.take(last),
-            Ending::Killed if self.owners.is_empty() => {
+            Ending::Killed { .. } if self.owners.is_empty() => {
                 self.batch = None;
                 Ok(None)
             }
             // Others wrote, too. The complete lines stay, and come when one of them closes.
-            Ending::Killed if last => {
+            Ending::Killed { .. } if last => {
                 self.batch = self.take(false)?;
                 Ok(None)
             }
-            Ending::Killed => Ok(None),
+            Ending::Killed { .. } => Ok(None),
             Ending::Unknown => {
                 let complete = self.take(false);
                 if last {
@@ -142,6 +144,11 @@ impl Writer {
                 complete
             }
         }
+    }
+
+    /// How many events a batch comes to.
+    fn events(batch: Option<&Batch>) -> u64 {
+        batch.map_or(0, |batch| batch.tally().all_events())
     }
 
     /// Those with bytes in what was just taken out of the batch.
@@ -167,22 +174,21 @@ impl Open {
     ) -> Result<Open> {
         let write = flags & libc::O_ACCMODE != libc::O_RDONLY;
         let append = flags & libc::O_APPEND != 0;
+        let one = kind == Kind::New || (kind == Kind::At && write);
         let (mut base, mut len) = (0, u64::MAX);
         let mut writer = Writer::default();
         match kind {
-            Kind::New => {}
-            Kind::Events | Kind::Lines if !write || append => {}
+            _ if flags & libc::O_TRUNC != 0 && !one => return Err(Error::NotPermitted),
+            Kind::New | Kind::Events | Kind::Lines => {}
             Kind::Count | Kind::From | Kind::At | Kind::Follow if !write => {}
-            Kind::From | Kind::At if append || kind == Kind::At => {
-                match index.cmp(&stream.taken()?) {
-                    Ordering::Less => {
-                        stream.refused(&Error::Exists);
-                        return Err(Error::Exists);
-                    }
-                    Ordering::Equal => writer.guard = Some(index),
-                    Ordering::Greater => return Err(Error::NotFound),
+            Kind::From | Kind::At => match index.cmp(&stream.taken()?) {
+                Ordering::Less => {
+                    stream.refused(&Error::Exists);
+                    return Err(Error::Exists);
                 }
-            }
+                Ordering::Equal => writer.guard = Some(index),
+                Ordering::Greater => return Err(Error::NotFound),
+            },
             _ => return Err(Error::NotPermitted),
         }
         match kind {
@@ -191,21 +197,17 @@ impl Open {
             Kind::At => (base, len, _) = stream.meta(index)?,
             _ => {}
         }
-        let cursor = match kind {
-            // Where the first read begins: it need not look for it.
-            Kind::From | Kind::Follow | Kind::At => {
-                Cursor(index, base + crate::frame::HEADER as u64 * index)
-            }
-            _ => Cursor::default(),
-        };
+        if write && !append && !one {
+            writer.end = Some(stream.tip()?.view().saturating_sub(base));
+        }
         Ok(Open {
             kind,
             stream,
             base,
             len,
             append,
-            through: kind == Kind::Lines || flags & libc::O_DSYNC != 0,
-            reader: Mutex::new(Reader { cursor, ..Reader::default() }),
+            through: !one && (kind == Kind::Lines || flags & libc::O_DSYNC != 0),
+            reader: Mutex::new(Reader { ended: kind == Kind::Follow, ..Reader::default() }),
             writer: Mutex::new(writer),
             waiters,
         })
@@ -214,14 +216,20 @@ impl Open {
     // ---- reading -----------------------------------------------------------------------------
 
     /// Where `offset` is in the stream's view.
-    pub(crate) fn view(&self, offset: u64) -> u64 {
+    fn view(&self, offset: u64) -> u64 {
         self.base.saturating_add(offset)
+    }
+
+    /// How far it was read.
+    fn seen(&self) -> u64 {
+        self.view(lock(&self.reader).end)
     }
 
     /// Up to `size` bytes from `offset` on; fewer only at the end.
     fn read(&self, offset: u64, size: usize) -> Result<Vec<u8>> {
         match self.kind {
             Kind::New => Ok(Vec::new()),
+            Kind::Follow => self.read_next(size),
             Kind::Count => {
                 let mut reader = lock(&self.reader);
                 let count = match reader.count {
@@ -236,7 +244,8 @@ impl Open {
             _ => {
                 let left = usize::try_from(self.len.saturating_sub(offset)).unwrap_or(usize::MAX);
                 let size = size.min(left);
-                let mut cursor = lock(&self.reader).cursor;
+                // Not under the lock: others may read somewhere else.
+                let mut cursor = std::mem::take(&mut lock(&self.reader).cursor);
                 let bytes = self.stream.read_view(self.view(offset), size, &mut cursor)?;
                 let mut reader = lock(&self.reader);
                 reader.cursor = cursor;
@@ -245,6 +254,23 @@ impl Open {
                 Ok(bytes)
             }
         }
+    }
+
+    /// What a follower has not read, up to `size` bytes. If there is more it ends with an event, when
+    /// one fits in: no two of those who share the file get halves of it, and a kernel that asks for
+    /// a long read in pieces sees that this was the last.
+    fn read_next(&self, size: usize) -> Result<Vec<u8>> {
+        let mut reader = lock(&self.reader);
+        let reader = &mut *reader;
+        let view = self.view(reader.end);
+        let mut bytes = self.stream.read_view(view, size, &mut reader.cursor)?;
+        if bytes.len() == size
+            && let Some(last) = bytes.iter().rev().skip(1).position(|byte| *byte == b'\n')
+        {
+            bytes.truncate(size - 1 - last);
+        }
+        reader.end += bytes.len() as u64;
+        Ok(bytes)
     }
 
     /// Answers with up to `size` bytes from `offset` on. Where a follower would come to the end it
@@ -257,25 +283,37 @@ impl Open {
         answer: Answer<Vec<u8>>,
     ) {
         let read = self.read(offset, size);
-        if self.kind != Kind::Follow || read.as_ref().map_or(true, |bytes| !bytes.is_empty()) {
+        let nothing = match &read {
+            Ok(bytes) => bytes.is_empty(),
+            Err(error) => *error == Error::NotFound,
+        };
+        if self.kind != Kind::Follow || !nothing {
             return answer(read);
         }
-        let Some(thread) = wait else {
-            return answer(Err(Error::Again));
-        };
-        self.wait(offset, Some(thread), Self::answer_later(offset, size, thread, answer));
+        if !std::mem::replace(&mut lock(&self.reader).ended, true) {
+            return answer(Ok(Vec::new()));
+        }
+        match (read, wait) {
+            (Err(error), _) => answer(Err(error)),
+            (Ok(_), None) => answer(Err(Error::Again)),
+            (Ok(_), Some(thread)) => {
+                let wake = self.answer_later(size, thread, answer);
+                self.wait(self.seen(), Some(thread), wake);
+            }
+        }
     }
 
-    fn answer_later(offset: u64, size: usize, thread: u32, answer: Answer<Vec<u8>>) -> Wake {
-        Box::new(move |open, why| match why {
+    fn answer_later(self: &Arc<Self>, size: usize, thread: u32, answer: Answer<Vec<u8>>) -> Wake {
+        let open = self.clone();
+        Box::new(move |why| match why {
             Why::Signal => answer(Err(Error::Interrupted)),
             Why::End => answer(Ok(Vec::new())),
-            Why::More => match open.read(offset, size) {
-                // Nothing has come, and an empty answer would be the end. What comes from here on
+            Why::More => match open.read_next(size) {
+                // Another one has it, and an empty answer would be the end. What comes from here on
                 // is seen at the next look.
                 Ok(bytes) if bytes.is_empty() => {
-                    let wake = Self::answer_later(offset, size, thread, answer);
-                    open.waiters.park(open, offset, Some(thread), wake);
+                    let wake = open.answer_later(size, thread, answer);
+                    open.park(open.seen(), Some(thread), wake);
                 }
                 // The stream may be gone, and with it what could have come.
                 Err(Error::NotFound) => answer(Ok(Vec::new())),
@@ -284,49 +322,66 @@ impl Open {
         })
     }
 
-    /// Whether there is something this open file has not read. When not, and it is a file that
-    /// grows, `notify` is called when there is. Where a read at the end does not wait, the end is
-    /// such a thing, once: busybox's `read` polls before each read, and would never come to it.
+    /// Whether there is something this open file has not read. If it is a file that grows, `notify`
+    /// is called when there is more, also when there is something now: an edge-triggered epoll asks
+    /// but once. Where a read at the end does not wait, the end is such a thing, once: busybox's
+    /// `read` polls before each read, and would never come to it.
     pub fn poll<N: FnOnce() + Send + 'static>(self: &Arc<Self>, notify: Option<N>) -> Result<bool> {
+        if !matches!(self.kind, Kind::Events | Kind::Lines | Kind::From | Kind::Follow) {
+            return Ok(true);
+        }
         let (end, ended) = {
             let reader = lock(&self.reader);
-            (reader.end, reader.ended)
+            (self.view(reader.end), reader.ended)
         };
-        let ready = match self.kind {
-            Kind::Events | Kind::Lines | Kind::From => !ended || self.more(end)?,
-            Kind::Follow => self.more(end)?,
-            _ => true,
+        let news = match self.stream.news() {
+            // A stream that is gone has an end, too.
+            Err(_) if !ended => return Ok(true),
+            news => news?,
         };
-        if let Some(notify) = notify.filter(|_| !ready)
+        if let Some(notify) = notify
             && !std::mem::replace(&mut lock(&self.reader).polled, true)
         {
-            let wake = move |open: &Arc<Open>, _| {
-                lock(&open.reader).polled = false;
+            let open = self.clone();
+            let wake = move |why| {
+                let mut reader = lock(&open.reader);
+                reader.polled = false;
+                reader.ended &= why != Why::End;
+                drop(reader);
                 notify();
             };
-            self.wait(end, None, Box::new(wake));
+            let ticket = self.wait(news.max(end), None, Box::new(wake));
+            lock(&self.reader).ticket = ticket;
         }
-        Ok(ready)
+        Ok(!ended || end < news)
     }
 
-    /// Whether there is something behind `offset`.
-    fn more(&self, offset: u64) -> Result<bool> {
-        Ok(self.view(offset) < self.stream.news()?)
+    fn park(self: &Arc<Self>, seen: u64, thread: Option<u32>, wake: Wake) -> u64 {
+        self.waiters.park(Waiter { stream: self.stream.clone(), seen, thread, wake })
     }
 
-    fn wait(self: &Arc<Self>, offset: u64, thread: Option<u32>, wake: Wake) {
-        self.waiters.park(self, offset, thread, wake);
+    fn wait(self: &Arc<Self>, seen: u64, thread: Option<u32>, wake: Wake) -> u64 {
+        let ticket = self.park(seen, thread, wake);
         // What was committed before it could be seen to wait.
-        if self.more(offset).unwrap_or(true) {
+        if self.stream.news().map_or(true, |news| seen < news) {
             self.waiters.wake(&self.stream);
         }
+        ticket
     }
 
-    /// The last close. Nobody polls it any more.
+    /// The last close. Nobody polls it any more. What is pending was not closed by any process, which
+    /// is so with io_uring's own files: then this commits.
     pub(crate) fn release(self: &Arc<Self>) {
-        if lock(&self.reader).polled {
-            let mine = |open: &Arc<Open>| Arc::ptr_eq(open, self);
-            drop(self.waiters.take(&self.stream, |waiter| mine(&waiter.open)));
+        let (polled, ticket) = {
+            let reader = lock(&self.reader);
+            (reader.polled, reader.ticket)
+        };
+        if polled {
+            self.waiters.leave(&self.stream, ticket);
+        }
+        let mut writer = lock(&self.writer);
+        if let Some(batch) = writer.batch.take() {
+            self.commit(writer, Ok(Some(batch)), Told::Nobody, Box::new(drop));
         }
     }
 
@@ -342,13 +397,17 @@ impl Open {
     /// Takes `bytes` into the batch, and answers when the write is to return.
     pub fn write(self: &Arc<Self>, owner: u64, offset: u64, bytes: &[u8], answer: Answer<()>) {
         let mut writer = lock(&self.writer);
+        // What it takes along from earlier writes is to be told of, too: a long write(2) comes in
+        // pieces, and of an error behind the first it learns nothing.
+        let alone = writer.batch.is_none();
         let gathered = self.gather(&mut writer, owner, offset, bytes);
         if gathered.is_err() || !self.through {
             drop(writer);
             return answer(gathered);
         }
         let complete = writer.take(false);
-        self.commit(writer, complete, Told::Nobody, answer);
+        let told = if alone { Told::Owner(owner) } else { Told::Nobody };
+        self.commit(writer, complete, told, answer);
     }
 
     fn gather(&self, writer: &mut Writer, owner: u64, offset: u64, bytes: &[u8]) -> Result<()> {
@@ -357,13 +416,21 @@ impl Open {
             return Err(Error::Invalid);
         }
         let end = writer.taken + bytes.len() as u64;
-        if let Some(error) = &writer.failed {
-            // Whoever is to be told of earlier bytes is to be told of those.
-            writer.owners.entry(owner).or_insert(end);
-            return Err(error.clone());
+        if let Some(error) = writer.failed.clone() {
+            if self.through {
+                // Once is enough where nothing else is pending.
+                writer.owners.remove(&owner);
+                writer.failed = None;
+            } else {
+                // Whoever is to be told of earlier bytes is to be told of those.
+                writer.owners.entry(owner).or_insert(end);
+            }
+            return Err(error);
         }
+        let alone = writer.batch.is_none();
         writer.owners.insert(owner, end);
         let mut push = || {
+            self.is_at_the_end(writer, offset)?;
             // A commit in flight moves the guard.
             if let Some(guard) = writer.guard.filter(|_| writer.in_flight.is_empty())
                 && self.stream.taken()? != guard
@@ -380,30 +447,87 @@ impl Open {
         };
         push().inspect_err(|error| {
             self.stream.refused(error);
+            if self.through && alone {
+                // Who wrote this is told by the answer, and free to try again.
+                writer.owners.remove(&owner);
+            }
             writer.fail(error);
         })?;
         (writer.taken, writer.last) = (end, owner);
+        writer.end = writer.end.map(|_| offset.saturating_add(bytes.len() as u64));
+        Ok(())
+    }
+
+    /// Where it was opened without O_APPEND, whether a write at `offset` is one to the end. If so the
+    /// end is promised to the batch that begins there.
+    fn is_at_the_end(&self, writer: &mut Writer, offset: u64) -> Result<()> {
+        let Some(end) = writer.end else {
+            return Ok(());
+        };
+        if writer.batch.is_some() || !writer.in_flight.is_empty() {
+            return if offset == end { Ok(()) } else { Err(Error::NotPermitted) };
+        }
+        let tip = self.stream.tip()?;
+        let now = tip.view().saturating_sub(self.base);
+        // A newline that its last batch lacked may be between.
+        let known = offset == end && writer.guard == Some(tip.count);
+        if offset == now || known {
+            writer.guard = Some(tip.count);
+            return Ok(());
+        }
+        self.stream.taken()?;
+        // Somebody else has moved the end since.
+        Err(if (end..now).contains(&offset) { Error::Exists } else { Error::NotPermitted })
+    }
+
+    /// ftruncate(2) to nothing: drops what is pending of one event.
+    pub(crate) fn truncate(&self) -> Result<()> {
+        let mut writer = lock(&self.writer);
+        if self.shape() != Shape::One || writer.sealed || !writer.in_flight.is_empty() {
+            return Err(Error::Invalid);
+        }
+        writer.batch = None;
+        if writer.failed.is_none() {
+            writer.owners.clear();
+        }
         Ok(())
     }
 
     /// A process closes the file. What it wrote is committed, and then answered; `ending` says why
-    /// it closes, and is asked only where that matters.
+    /// it closes, and is asked only where that matters. If that abandons events: how many, and why.
     pub fn flush(
         self: &Arc<Self>,
         owner: u64,
         ending: impl FnOnce() -> Ending,
         answer: Answer<()>,
-    ) {
+    ) -> Option<(u64, Ending)> {
         let mut writer = lock(&self.writer);
-        if writer.owners.remove(&owner).is_some() {
-            let taken = writer.leave(owner, ending);
-            self.commit(writer, taken, Told::Owner(owner), answer);
-        } else if writer.in_flight.contains(&owner) {
-            self.commit(writer, Ok(None), Told::Owner(owner), answer);
-        } else {
+        let wrote = writer.owners.remove(&owner).is_some();
+        if !wrote && !writer.in_flight.contains(&owner) {
             drop(writer);
             answer(Ok(()));
+            return None;
         }
+        let mut abandoned = None;
+        let taken = match writer.failed.clone() {
+            _ if !wrote => Ok(None),
+            Some(error) => {
+                writer.fail(&error);
+                Err(error)
+            }
+            None => {
+                let (before, ending) = (Writer::events(writer.batch.as_ref()), ending());
+                let taken = writer.leave(owner, &ending);
+                if let Ok(taken) = &taken {
+                    let kept =
+                        Writer::events(writer.batch.as_ref()) + Writer::events(taken.as_ref());
+                    abandoned = (before > kept).then(|| (before - kept, ending));
+                }
+                taken
+            }
+        };
+        self.commit(writer, taken, Told::Owner(owner), answer);
+        abandoned
     }
 
     /// Commits all there is, whoever wrote it.

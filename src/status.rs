@@ -18,6 +18,8 @@ pub struct Status {
     bytes: AtomicU64,
     lost_guards: AtomicU64,
     errors: AtomicU64,
+    batches_abandoned: AtomicU64,
+    events_abandoned: AtomicU64,
     /// Batches by how long they took.
     took: [AtomicU64; BUCKETS],
     longest: AtomicU64,
@@ -32,6 +34,8 @@ impl Default for Status {
             bytes: AtomicU64::new(0),
             lost_guards: AtomicU64::new(0),
             errors: AtomicU64::new(0),
+            batches_abandoned: AtomicU64::new(0),
+            events_abandoned: AtomicU64::new(0),
             took: [const { AtomicU64::new(0) }; BUCKETS],
             longest: AtomicU64::new(0),
         }
@@ -60,6 +64,12 @@ impl Status {
         counter.fetch_add(1, Relaxed);
     }
 
+    /// A batch of so many events was given up, for its writer was killed.
+    pub fn abandoned(&self, events: u64) {
+        self.batches_abandoned.fetch_add(1, Relaxed);
+        self.events_abandoned.fetch_add(events, Relaxed);
+    }
+
     /// Not more than a quarter above the time within which this share of the batches was
     /// acknowledged, in nanoseconds.
     fn quantile(&self, share: f64) -> u64 {
@@ -85,6 +95,8 @@ impl Status {
             (&self.bytes, "bytes_total", "Bytes of the batches committed"),
             (&self.lost_guards, "guards_lost_total", "Appends refused with EEXIST"),
             (&self.errors, "errors_total", "Appends refused with another error"),
+            (&self.batches_abandoned, "batches_abandoned_total", "Batches whose writer was killed"),
+            (&self.events_abandoned, "events_abandoned_total", "Events of those batches"),
         ];
         let counters = counters
             .map(|(counter, name, what)| (name, "counter", what, counter.load(Relaxed) as f64));
