@@ -257,17 +257,16 @@ impl Open {
     }
 
     /// What a follower has not read, up to `size` bytes. If there is more it ends with an event, when
-    /// one fits in: no two of those who share the file get halves of it, and a kernel that asks for
-    /// a long read in pieces sees that this was the last.
+    /// one fits in: no two of those who share the file are to get halves of it.
     fn read_next(&self, size: usize) -> Result<Vec<u8>> {
         let mut reader = lock(&self.reader);
         let reader = &mut *reader;
         let view = self.view(reader.end);
         let mut bytes = self.stream.read_view(view, size, &mut reader.cursor)?;
         if bytes.len() == size
-            && let Some(last) = bytes.iter().rev().skip(1).position(|byte| *byte == b'\n')
+            && let Some(last) = bytes.iter().rposition(|byte| *byte == b'\n')
         {
-            bytes.truncate(size - 1 - last);
+            bytes.truncate(last + 1);
         }
         reader.end += bytes.len() as u64;
         Ok(bytes)
@@ -282,6 +281,10 @@ impl Open {
         wait: Option<u32>,
         answer: Answer<Vec<u8>>,
     ) {
+        if self.kind == Kind::Follow && offset > 0 {
+            // A later piece of a long read, which the first one answers; it may come before that.
+            return answer(Ok(Vec::new()));
+        }
         let read = self.read(offset, size);
         let nothing = match &read {
             Ok(bytes) => bytes.is_empty(),
@@ -480,11 +483,16 @@ impl Open {
         Err(if (end..now).contains(&offset) { Error::Exists } else { Error::NotPermitted })
     }
 
-    /// ftruncate(2) to nothing: drops what is pending of one event.
-    pub(crate) fn truncate(&self) -> Result<()> {
+    /// ftruncate(2): drops what is pending of one event, or says that it is as long.
+    pub(crate) fn truncate(&self, size: u64) -> Result<()> {
         let mut writer = lock(&self.writer);
-        if self.shape() != Shape::One || writer.sealed || !writer.in_flight.is_empty() {
-            return Err(Error::Invalid);
+        let pending = writer.batch.as_ref().map_or(0, |batch| batch.tally().len);
+        match () {
+            () if self.shape() != Shape::One => return Err(Error::NotPermitted),
+            () if writer.sealed || !writer.in_flight.is_empty() => return Err(Error::Invalid),
+            () if size == pending => return Ok(()),
+            () if size > 0 => return Err(Error::NotPermitted),
+            () => {}
         }
         writer.batch = None;
         if writer.failed.is_none() {

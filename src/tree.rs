@@ -189,10 +189,9 @@ impl Tree {
         let node = Node::of(number)?;
         let one = matches!(node.kind, Kind::New | Kind::At);
         match handle {
-            _ if size > 0 || !one => Err(Error::NotPermitted),
-            Some(handle) => self.file(handle)?.truncate(),
-            None if self.attr_of(node)?.size > 0 => Err(Error::NotPermitted),
-            None => Ok(()),
+            Some(handle) => self.file(handle)?.truncate(size),
+            None if one && size == 0 && self.attr_of(node)?.size == 0 => Ok(()),
+            None => Err(Error::NotPermitted),
         }
     }
 
