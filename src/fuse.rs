@@ -19,10 +19,12 @@ use fuser::{
     ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, Request, TimeOrNow, WriteFlags,
 };
 
+use crate::attr::Attr;
 use crate::error::{Error, Result};
 use crate::node::{Node, Type};
-use crate::open::{Answer, Open};
-use crate::tree::{Attr, Tree};
+use crate::open::Open;
+use crate::tree::Tree;
+use crate::wait::Answer;
 
 /// The longest write that arrives in one piece: 256 KiB times the threads is what their buffers
 /// may take.
@@ -348,7 +350,7 @@ impl Filesystem for Fuse {
             asked,
             handle,
             reply,
-            |_, file, answer| file.read_on(offset, size as usize, wait, answer),
+            |_, file, answer| file.reader.read_on(offset, size as usize, wait, answer),
             |reply, bytes: Vec<u8>| reply.data(&bytes),
         );
     }
@@ -372,7 +374,7 @@ impl Filesystem for Fuse {
             reply,
             |tree| match tree.text(node.0, handle.0) {
                 Some(_) => Ok(true),
-                None => tree.file(handle.0)?.poll(notify),
+                None => tree.file(handle.0)?.reader.poll(notify),
             },
             |reply, ready| {
                 let write = PollEvents::POLLOUT | PollEvents::POLLWRNORM;
@@ -406,7 +408,7 @@ impl Filesystem for Fuse {
             asked,
             handle,
             reply,
-            |_, file, answer| file.write(owner, offset, bytes, answer),
+            |_, file, answer| file.writer.write(owner, offset, bytes, answer),
             move |reply, ()| reply.written(len),
         );
     }
@@ -432,7 +434,7 @@ impl Filesystem for Fuse {
 
     fn fsync(&self, request: &Request, _: INodeNo, handle: FileHandle, _: bool, reply: ReplyEmpty) {
         let asked = self.asked(request, format_args!("fsync {handle}"));
-        self.hand_over(asked, handle, reply, |_, file, answer| file.sync(answer), empty);
+        self.hand_over(asked, handle, reply, |_, file, answer| file.writer.sync(answer), empty);
     }
 
     fn release(

@@ -25,7 +25,10 @@
 //! | [`wait`]    | those who wait for the next event               | fuser                     |
 //! | [`node`]    | places in the mounted tree, horizons            | files, clock, threads     |
 //! | `names`     | numbers for the streams that the kernel knows   | files, clock, threads     |
-//! | [`open`]    | its open files: who wrote what, who is told     | fuser                     |
+//! | [`attr`]    | what stat(2) tells                              | fuser                     |
+//! | [`reader`]  | open files: how far they were read              | fuser                     |
+//! | [`writer`]  | open files: who wrote what, who is told         | fuser                     |
+//! | [`open`]    | open files: who may open what                   | fuser                     |
 //! | [`tree`]    | the mounted tree: names, attributes, open files | fuser                     |
 //! | [`fuse`]    | fuser's requests: convert, call, reply          |                           |
 //!
@@ -35,6 +38,7 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod attr;
 pub mod batch;
 pub mod check;
 pub mod commit;
@@ -49,6 +53,7 @@ mod names;
 pub mod node;
 pub mod open;
 pub mod proc;
+pub mod reader;
 pub mod recover;
 mod spill;
 pub mod status;
@@ -58,6 +63,7 @@ pub mod stream;
 pub mod sys;
 pub mod tree;
 pub mod wait;
+pub mod writer;
 
 pub use error::{Error, Result};
 pub use store::Store;

@@ -7,11 +7,15 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crate::disk::Real;
+use crate::error::Result;
 use crate::proc::Signalled;
 use crate::stream::{Glance, Stream, lock};
 
 /// How often [`Waiters::look`] is to be called.
 pub const LOOKS_A_SECOND: u32 = 8;
+
+/// Called with what became of a request.
+pub type Answer<R> = Box<dyn FnOnce(Result<R>) + Send>;
 
 /// Called when the wait is over.
 pub(crate) type Wake = Box<dyn FnOnce(Why) + Send>;

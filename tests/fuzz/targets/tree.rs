@@ -1,12 +1,13 @@
 //! The mounted tree: any names and numbers, in any order, on a real store.
 
 use super::Input;
+use smolstore::attr::Attr;
 use smolstore::error::Result;
 use smolstore::frame::encode;
 use smolstore::node::Type;
 use smolstore::open::Open;
 use smolstore::proc::Ending;
-use smolstore::tree::{Attr, Tree};
+use smolstore::tree::Tree;
 use smolstore::{Error, Store};
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -165,7 +166,7 @@ fn nanos(time: SystemTime) -> u64 {
 fn read(file: &Arc<Open>, offset: u64, size: usize) -> Result<Vec<u8>> {
     let (answer, answered) = mpsc::channel();
     let answer = Box::new(move |read| answer.send(read).unwrap());
-    file.read_on(offset, size, None, answer);
+    file.reader.read_on(offset, size, None, answer);
     match answered.recv().unwrap() {
         Err(Error::Again) => Ok(Vec::new()),
         read => read,
@@ -581,11 +582,11 @@ impl World {
         let mut bytes = Vec::new();
         for _ in 0..input.below(4) {
             let piece = input.bytes();
-            file.write(7, bytes.len() as u64, piece, done());
+            file.writer.write(7, bytes.len() as u64, piece, done());
             assert_eq!(answers.recv(), Ok(Ok(())));
             bytes.extend(piece);
         }
-        assert_eq!(file.flush(7, || Ending::Closed, done()), None);
+        assert_eq!(file.writer.flush(7, || Ending::Closed, done()), None);
         assert_eq!(answers.recv(), Ok(Ok(())));
         self.tree.release(handle).unwrap();
         bytes
