@@ -13,16 +13,16 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant, SystemTime};
 
 use fuser::{
-    BsdFileFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation,
-    INodeNo, InitFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier,
-    RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry,
-    ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, Request, TimeOrNow, WriteFlags,
+    BsdFileFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
+    KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier, RenameFlags,
+    ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyOpen,
+    ReplyPoll, ReplyStatfs, ReplyWrite, Request, TimeOrNow, WriteFlags,
 };
 
-use crate::attr::Attr;
 use crate::error::{Error, Result};
-use crate::node::{Node, Type};
+use crate::node::Node;
 use crate::open::Open;
+use crate::reply::{Reply, attr, empty, entry, entry_attr, file_type, open_flags};
 use crate::tree::Tree;
 use crate::wait::Answer;
 
@@ -103,82 +103,6 @@ fn answer<P: Reply, R>(
 
 /// When a request came that is to be traced, and what it says.
 type Asked = Option<(Instant, String)>;
-
-/// What all of fuser's replies have in common.
-trait Reply: Send + 'static {
-    fn refuse(self, errno: Errno);
-}
-
-macro_rules! replies {
-    ($($reply:ident)*) => {
-        $(impl Reply for $reply {
-            fn refuse(self, errno: Errno) {
-                self.error(errno);
-            }
-        })*
-    };
-}
-
-replies!(ReplyAttr ReplyCreate ReplyData ReplyDirectory ReplyEmpty ReplyEntry ReplyOpen ReplyPoll);
-replies!(ReplyStatfs ReplyWrite);
-
-fn file_type(kind: Type) -> FileType {
-    match kind {
-        Type::Directory => FileType::Directory,
-        Type::File => FileType::RegularFile,
-        Type::Link => FileType::Symlink,
-    }
-}
-
-fn file_attr(attr: &Attr) -> FileAttr {
-    FileAttr {
-        ino: INodeNo(attr.inode),
-        size: attr.size,
-        blocks: attr.size.div_ceil(512),
-        atime: attr.time,
-        mtime: attr.time,
-        ctime: attr.time,
-        crtime: attr.time,
-        kind: file_type(attr.node.file_type()),
-        perm: attr.mode as u16,
-        // Also of a directory, as of one that does not count those in it.
-        nlink: 1,
-        uid: attr.uid,
-        gid: attr.gid,
-        rdev: 0,
-        blksize: 1 << 17,
-        flags: 0,
-    }
-}
-
-// What a request is told that succeeded.
-
-fn empty(reply: ReplyEmpty, (): ()) {
-    reply.ok();
-}
-
-fn attr(reply: ReplyAttr, attr: Attr) {
-    reply.attr(&attr.node.attr_lifetime(), &file_attr(&attr));
-}
-
-/// Attributes of a node that is new to the kernel. fuser takes their inode number for the node's; so
-/// they are not to be believed, and whoever asks is told the real one by [`attr`].
-fn entry_attr(attr: &Attr) -> FileAttr {
-    FileAttr { ino: INodeNo(attr.node.number()), ..file_attr(attr) }
-}
-
-fn entry(reply: ReplyEntry, attr: Attr) {
-    let (name, attributes) = (attr.node.name_lifetime(), Duration::ZERO);
-    reply.entry_with_ttls(&attributes, &name, &entry_attr(&attr), Generation(0));
-}
-
-/// How a file of a node is opened. Of a directory the kernel ignores it.
-fn open_flags(node: INodeNo) -> FopenFlags {
-    // Whoever waits in a follower must not hold the lock of its position.
-    let stream = Node::of(node.0).is_ok_and(Node::follows);
-    let stream = if stream { FopenFlags::FOPEN_STREAM } else { FopenFlags::empty() };
-    FopenFlags::FOPEN_DIRECT_IO | stream
-}
 
 impl Filesystem for Fuse {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
@@ -296,7 +220,8 @@ impl Filesystem for Fuse {
 
     fn open(&self, request: &Request, node: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let asked = self.asked(request, format_args!("open {node} {:#x}", flags.0));
-        let ok = |reply: ReplyOpen, handle| reply.opened(FileHandle(handle), open_flags(node));
+        let how = open_flags(node, flags);
+        let ok = move |reply: ReplyOpen, handle| reply.opened(FileHandle(handle), how);
         self.run(asked, reply, |tree| tree.open(node.0, flags.0), ok);
     }
 
@@ -422,9 +347,6 @@ impl Filesystem for Fuse {
         reply: ReplyEmpty,
     ) {
         let asked = self.asked(request, format_args!("flush {handle}"));
-        if self.0.text(node.0, handle.0).is_some() {
-            return reply.ok();
-        }
         let pid = request.pid();
         let flush = |tree: &Tree, file: Arc<Open>, answer| {
             tree.flush(node.0, &file, owner.0, pid, answer);
@@ -453,7 +375,7 @@ impl Filesystem for Fuse {
 
     fn opendir(&self, request: &Request, node: INodeNo, _: OpenFlags, reply: ReplyOpen) {
         let asked = self.asked(request, format_args!("opendir {node}"));
-        let ok = |reply: ReplyOpen, handle| reply.opened(FileHandle(handle), open_flags(node));
+        let ok = |reply: ReplyOpen, handle| reply.opened(FileHandle(handle), FopenFlags::empty());
         self.run(asked, reply, |tree| tree.opendir(node.0), ok);
     }
 

@@ -30,6 +30,7 @@
 //! | [`writer`]  | open files: who wrote what, who is told         | fuser                     |
 //! | [`open`]    | open files: who may open what                   | fuser                     |
 //! | [`tree`]    | the mounted tree: names, attributes, open files | fuser                     |
+//! | `reply`     | the tree's answers in fuser's terms             |                           |
 //! | [`fuse`]    | fuser's requests: convert, call, reply          |                           |
 //!
 //! Some are cut for length, not for layers: stream, mend and commit are one type.
@@ -55,6 +56,7 @@ pub mod open;
 pub mod proc;
 pub mod reader;
 pub mod recover;
+mod reply;
 mod spill;
 pub mod status;
 pub mod store;
