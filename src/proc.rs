@@ -26,9 +26,9 @@ pub enum Ending {
 impl fmt::Display for Ending {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Ending::Closed => f.write_str("closed the file"),
-            Ending::Killed { program, signal } => write!(f, "{program:?}, died by signal {signal}"),
-            Ending::Unknown => f.write_str("ended, perhaps by a signal"),
+            Ending::Closed => f.write_str("closed"),
+            Ending::Killed { program, signal } => write!(f, "({program}) died by signal {signal}"),
+            Ending::Unknown => f.write_str("ended, perhaps by a signal,"),
         }
     }
 }

@@ -6,7 +6,7 @@ use crate::disk::Real;
 use crate::error::{Error, Result};
 use crate::node::Kind;
 use crate::stream::{Cursor, Stream, lock};
-use crate::wait::{Answer, Waiter, Waiters, Wake, Why};
+use crate::wait::{Answer, Waiters, Wake, Why};
 
 /// The reading half of an open file.
 pub struct Reader {
@@ -148,7 +148,7 @@ impl Reader {
                 // is seen at the next look.
                 Ok(bytes) if bytes.is_empty() => {
                     let wake = open.answer_later(size, thread, answer);
-                    open.park(open.seen(), Some(thread), wake);
+                    open.waiters.park(&open.stream, open.seen(), Some(thread), wake);
                 }
                 // The stream may be gone, and with it what could have come.
                 Err(Error::NotFound) => answer(Ok(Vec::new())),
@@ -191,12 +191,8 @@ impl Reader {
         Ok(!ended || end < news)
     }
 
-    fn park(self: &Arc<Self>, seen: u64, thread: Option<u32>, wake: Wake) -> u64 {
-        self.waiters.park(Waiter { stream: self.stream.clone(), seen, thread, wake })
-    }
-
     fn wait(self: &Arc<Self>, seen: u64, thread: Option<u32>, wake: Wake) -> u64 {
-        let ticket = self.park(seen, thread, wake);
+        let ticket = self.waiters.park(&self.stream, seen, thread, wake);
         // What was committed before it could be seen to wait.
         if self.stream.news().map_or(true, |news| seen < news) {
             self.waiters.wake(&self.stream);

@@ -67,21 +67,12 @@ impl Tree {
     }
 
     fn status(&self) -> String {
-        let open = lock(&self.handles).len();
+        let (open, waiting) = (lock(&self.handles).len(), self.waiters.len());
+        let uptime = self.began.elapsed().as_secs_f64();
         self.store.status().text(&[
             ("open_files", "gauge", "Open files and directories", open as f64),
-            (
-                "waiting_readers",
-                "gauge",
-                "Reads and polls that wait for an event",
-                self.waiters.len() as f64,
-            ),
-            (
-                "uptime_seconds",
-                "gauge",
-                "Seconds since the mount",
-                self.began.elapsed().as_secs_f64(),
-            ),
+            ("waiting_readers", "gauge", "Reads and polls that wait for an event", waiting as f64),
+            ("uptime_seconds", "gauge", "Seconds since the mount", uptime),
         ])
     }
 
@@ -418,8 +409,8 @@ impl Tree {
         self.store.status().abandoned(events);
         let name = Node::of(number).and_then(|node| self.name(node)).unwrap_or_default();
         self.log(&format!(
-            "stream {name:?}: {events} events were not committed, for their writer, pid {pid}, \
-             {ending}; a program that runs for long should write to `lines`"
+            "stream {name:?}: pid {pid} {ending} before it committed what it wrote; events dropped: \
+             {events}; a program that runs for long should write to `lines`"
         ));
     }
 

@@ -32,19 +32,14 @@ pub(crate) enum Why {
 }
 
 /// Somebody who waits for more of a stream.
-pub(crate) struct Waiter {
-    pub(crate) stream: Arc<Stream<Real>>,
+struct Waiter {
+    stream: Arc<Stream<Real>>,
     /// It has seen all up to here in the stream's view.
-    pub(crate) seen: u64,
+    seen: u64,
     /// The thread that reads, 0 when it is in a pid namespace that we cannot see. A poller has none:
     /// signals are not ours to tell it of.
-    pub(crate) thread: Option<u32>,
-    pub(crate) wake: Wake,
-}
-
-/// One that waits.
-struct Parked {
-    waiter: Waiter,
+    thread: Option<u32>,
+    wake: Wake,
     /// Tells it from all others.
     ticket: u64,
     since: Instant,
@@ -56,7 +51,7 @@ struct Parked {
 /// may take its time.
 #[derive(Default)]
 pub struct Waiters {
-    parked: Mutex<HashMap<usize, Vec<Parked>>>,
+    parked: Mutex<HashMap<usize, Vec<Waiter>>>,
     tickets: AtomicU64,
     /// Nobody is to wait any more.
     ended: AtomicBool,
@@ -72,11 +67,19 @@ impl Waiters {
         lock(&self.parked).values().map(Vec::len).sum()
     }
 
-    /// Keeps a waiter; says what tells it from all others.
-    pub(crate) fn park(&self, waiter: Waiter) -> u64 {
-        let (stream, ticket) = (waiter.stream.clone(), self.tickets.fetch_add(1, SeqCst));
-        let parked = Parked { waiter, ticket, since: Instant::now(), looked: false };
-        lock(&self.parked).entry(key(&stream)).or_default().push(parked);
+    /// Keeps somebody who has `seen` so much of a stream's view; says what tells it from all others.
+    pub(crate) fn park(
+        &self,
+        stream: &Arc<Stream<Real>>,
+        seen: u64,
+        thread: Option<u32>,
+        wake: Wake,
+    ) -> u64 {
+        let (ticket, since) = (self.tickets.fetch_add(1, SeqCst), Instant::now());
+        let stream = stream.clone();
+        let waiter =
+            Waiter { stream: stream.clone(), seen, thread, wake, ticket, since, looked: false };
+        lock(&self.parked).entry(key(&stream)).or_default().push(waiter);
         if self.ended.load(SeqCst) {
             self.end_those_of(&stream);
         }
@@ -85,16 +88,16 @@ impl Waiters {
 
     /// Forgets a waiter of a stream, if it still waits.
     pub(crate) fn leave(&self, stream: &Arc<Stream<Real>>, ticket: u64) {
-        drop(self.take(stream, |parked| parked.ticket == ticket));
+        drop(self.take(stream, |waiter| waiter.ticket == ticket));
     }
 
     /// Takes out those of a stream that `which` says.
-    fn take(&self, stream: &Arc<Stream<Real>>, which: impl Fn(&mut Parked) -> bool) -> Vec<Parked> {
+    fn take(&self, stream: &Arc<Stream<Real>>, which: impl Fn(&mut Waiter) -> bool) -> Vec<Waiter> {
         let mut all = lock(&self.parked);
         let Some(here) = all.get_mut(&key(stream)) else {
             return Vec::new();
         };
-        here.extract_if(.., |parked| which(parked)).collect()
+        here.extract_if(.., |waiter| which(waiter)).collect()
     }
 
     /// Answers those who wait for more of a stream, when there is.
@@ -104,46 +107,44 @@ impl Waiters {
         }
         // An error is for them to see.
         let news = stream.news().unwrap_or(u64::MAX);
-        for parked in self.take(stream, |parked| parked.waiter.seen < news) {
-            (parked.waiter.wake)(Why::More);
+        for waiter in self.take(stream, |waiter| waiter.seen < news) {
+            (waiter.wake)(Why::More);
         }
     }
 
     /// Ends all waits for more of a stream.
     pub(crate) fn end_those_of(&self, stream: &Arc<Stream<Real>>) {
-        for parked in self.take(stream, |_| true) {
-            (parked.waiter.wake)(Why::End);
+        for waiter in self.take(stream, |_| true) {
+            (waiter.wake)(Why::End);
         }
     }
 
     /// Looks after all who wait: for what other mounts have committed, and for signals. Of a
     /// reader that we cannot see nothing is known: once a second it may look itself.
     pub fn look(self: &Arc<Self>, signalled: impl Fn(u32) -> Signalled) {
-        let reader = |Parked { waiter, ticket, .. }: &Parked| {
-            Some((waiter.stream.clone(), waiter.thread?, *ticket))
-        };
+        let reader = |waiter: &Waiter| Some((waiter.stream.clone(), waiter.thread?, waiter.ticket));
         let readers: Vec<_> = lock(&self.parked).values().flatten().filter_map(reader).collect();
         for (stream, thread, ticket) in readers {
             let signalled = match thread {
                 0 => Signalled::Unknown,
                 thread => signalled(thread),
             };
-            let interrupted = |parked: &mut Parked| {
-                if parked.ticket != ticket {
+            let interrupted = |waiter: &mut Waiter| {
+                if waiter.ticket != ticket {
                     return false;
                 }
                 // One for the process is about to be taken by another of its threads, if that waits
                 // for it; then it is gone the next time.
-                let again = std::mem::replace(&mut parked.looked, signalled == Signalled::Process);
+                let again = std::mem::replace(&mut waiter.looked, signalled == Signalled::Process);
                 match signalled {
                     Signalled::No => false,
                     Signalled::Process => again,
                     Signalled::Thread => true,
-                    Signalled::Unknown => parked.since.elapsed() > Duration::from_secs(1),
+                    Signalled::Unknown => waiter.since.elapsed() > Duration::from_secs(1),
                 }
             };
-            for parked in self.take(&stream, interrupted) {
-                (parked.waiter.wake)(Why::Signal);
+            for waiter in self.take(&stream, interrupted) {
+                (waiter.wake)(Why::Signal);
             }
         }
         for stream in self.streams() {
@@ -173,13 +174,13 @@ impl Waiters {
     fn first(&self, stream: &Arc<Stream<Real>>) -> u64 {
         let all = lock(&self.parked);
         let here = all.get(&key(stream)).into_iter().flatten();
-        here.map(|parked| parked.waiter.seen).min().unwrap_or(u64::MAX)
+        here.map(|waiter| waiter.seen).min().unwrap_or(u64::MAX)
     }
 
     /// The streams that somebody waits for.
     fn streams(&self) -> Vec<Arc<Stream<Real>>> {
         let mut all = lock(&self.parked);
         all.retain(|_, here| !here.is_empty());
-        all.values().filter_map(|here| Some(here.first()?.waiter.stream.clone())).collect()
+        all.values().filter_map(|here| Some(here.first()?.stream.clone())).collect()
     }
 }

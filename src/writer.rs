@@ -385,7 +385,11 @@ impl Writer {
                 state.guard = state.guard.map(|_| first + events);
                 state.sealed = self.shape == Shape::One;
             }
-            Err(error) if !riders.is_empty() => {
+            Err(error) if self.through || !riders.is_empty() => {
+                if let Some(owner) = told.owner().filter(|_| self.through) {
+                    // What is behind the last newline of its write failed with that.
+                    state.owners.remove(&owner);
+                }
                 state.owners.extend(riders.into_iter().map(|rider| (rider, 0)));
                 state.fail(error);
             }

@@ -427,9 +427,9 @@ fn a_batch_that_a_signal_abandons_leaves_a_trace() {
     app.wait().unwrap();
     eventually("it is counted", || value("smolstore_batches_abandoned_total") == "1");
     assert_eq!(value("smolstore_events_abandoned_total"), "2");
-    eventually("it is logged", || m.log().contains("not committed"));
+    eventually("it is logged", || m.log().contains("before it committed"));
     let log = m.log();
-    for word in ["\"s\"", "2 events", &format!("pid {pid}"), "\"sh\"", "signal 15", "`lines`"] {
+    for word in ["\"s\"", "dropped: 2;", &format!("pid {pid} (sh)"), "signal 15", "`lines`"] {
         assert!(log.contains(word), "{word}: {log}");
     }
     assert_eq!(count(&s), 0);
