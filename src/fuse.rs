@@ -329,11 +329,12 @@ impl Filesystem for Fuse {
         // A request holds no more than MAX_WRITE.
         let len = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
         let owner = owner.map_or(0, |owner| owner.0);
+        let place = (request.unique().0, offset);
         self.hand_over(
             asked,
             handle,
             reply,
-            |_, file, answer| file.writer.write(owner, offset, bytes, answer),
+            |_, file, answer| file.writer.write(owner, place, bytes, answer),
             move |reply, ()| reply.written(len),
         );
     }

@@ -40,6 +40,8 @@ pub(crate) struct State {
     last: u64,
     /// Bytes ever taken.
     taken: u64,
+    /// The kernel's number and the offset of the write taken last.
+    latest: (u64, u64),
     /// A write or commit failed, and the owners are still to be told.
     failed: Option<Error>,
     /// The index the next batch is promised.
@@ -144,12 +146,19 @@ impl State {
 
 impl Writer {
     /// Takes `bytes` into the batch, and answers when the write is to return.
-    pub fn write(self: &Arc<Self>, owner: u64, offset: u64, bytes: &[u8], answer: Answer<()>) {
+    /// `place` is the kernel's number of the write, and its offset.
+    pub fn write(
+        self: &Arc<Self>,
+        owner: u64,
+        place: (u64, u64),
+        bytes: &[u8],
+        answer: Answer<()>,
+    ) {
         let mut state = lock(&self.state);
         // What it takes along from earlier writes is to be told of, too: a long write(2) comes in
         // pieces, and of an error behind the first it learns nothing.
         let alone = state.batch.is_none();
-        let gathered = self.gather(&mut state, owner, offset, bytes);
+        let gathered = self.gather(&mut state, owner, place, bytes);
         if gathered.is_err() || !self.through {
             drop(state);
             return answer(gathered);
@@ -159,8 +168,8 @@ impl Writer {
         self.commit(state, complete, told, answer);
     }
 
-    fn gather(&self, state: &mut State, owner: u64, offset: u64, bytes: &[u8]) -> Result<()> {
-        let one = self.shape == Shape::One;
+    fn gather(&self, state: &mut State, owner: u64, place: (u64, u64), bytes: &[u8]) -> Result<()> {
+        let (one, offset) = (self.shape == Shape::One, place.1);
         if state.sealed || (one && !state.in_flight.is_empty()) {
             return Err(Error::Invalid);
         }
@@ -179,6 +188,7 @@ impl Writer {
         let alone = state.batch.is_none();
         state.owners.insert(owner, end);
         let mut push = || {
+            self.is_in_order(state, place)?;
             self.is_at_the_end(state, offset)?;
             // A commit in flight moves the guard.
             if let Some(guard) = state.guard.filter(|_| state.in_flight.is_empty())
@@ -204,6 +214,17 @@ impl Writer {
         })?;
         (state.taken, state.last) = (end, owner);
         state.end = state.end.map(|_| offset.saturating_add(bytes.len() as u64));
+        Ok(())
+    }
+
+    /// Only of a long write by io_uring or AIO do several pieces come at a time, and then one may
+    /// overtake another: better no batch than one with its bytes in another order.
+    fn is_in_order(&self, state: &mut State, place: (u64, u64)) -> Result<()> {
+        let latest = std::mem::replace(&mut state.latest, place);
+        if place.0 < latest.0 && place.1 < latest.1 {
+            let what = "the pieces of an asynchronous write, which came in another order".into();
+            return Err(Error::Os { errno: libc::EIO, what });
+        }
         Ok(())
     }
 

@@ -206,6 +206,22 @@ fn what_io_uring_writes_through_a_slot_is_committed() {
     assert_eq!(batches(&s), ["one\ntwo\n"]);
 }
 
+#[test]
+fn a_long_write_of_io_uring_comes_in_order_or_not_at_all() {
+    let (_dir, program) = uring();
+    let m = Mnt::new();
+    let lines: String = (0..4 << 16).map(|n| format!("{n:015}\n")).collect();
+    for n in 0..30 {
+        let s = m.stream(format!("s{n}"));
+        let out = sh("sh", &format!("{} long events", program.display()), &s);
+        let said = text(&out.stderr);
+        match out.status.code() {
+            Some(0) => assert!(read(s.join("events")) == lines.as_bytes()),
+            _ => assert!(said.contains("Input/output error") && count(&s) == 0, "{said}"),
+        }
+    }
+}
+
 fn uring() -> (TempDir, PathBuf) {
     let source = include_str!("programs/uring.c");
     compiled("cc", "gcc", "cc -O1 -o program program.c -luring", source)

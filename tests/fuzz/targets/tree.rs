@@ -580,9 +580,9 @@ impl World {
             Box::new(move |result: Result<()>| done.send(result).unwrap())
         };
         let mut bytes = Vec::new();
-        for _ in 0..input.below(4) {
+        for n in 0..input.below(4) {
             let piece = input.bytes();
-            file.writer.write(7, bytes.len() as u64, piece, done());
+            file.writer.write(7, (n as u64, bytes.len() as u64), piece, done());
             assert_eq!(answers.recv(), Ok(Ok(())));
             bytes.extend(piece);
         }

@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 static struct io_uring ring;
 
@@ -33,6 +34,16 @@ int main(int argc, char **argv)
         io_uring_prep_read(io_uring_get_sqe(&ring), fd, bytes, sizeof bytes, 0);
         int got = done("read");
         fwrite(bytes, 1, got, stdout);
+    } else if (strcmp(argv[1], "long") == 0) {
+        /* One write of many pieces. */
+        static char lines[4 << 20];
+        for (int n = 0; n < (4 << 20) / 16; n++)
+            sprintf(lines + 16 * n, "%015d", n), lines[16 * n + 15] = '\n';
+        int fd = open(argv[2], O_WRONLY | O_APPEND);
+        io_uring_prep_write(io_uring_get_sqe(&ring), fd, lines, sizeof lines, -1);
+        if (done("write") != sizeof lines)
+            return 4;
+        return close(fd) != 0;
     } else {
         /* Written to through a slot, of which no process has a descriptor. */
         int slot = -1;
