@@ -160,10 +160,12 @@ fn check(arguments: impl Iterator<Item = PathBuf>) -> Result<ExitCode, String> {
     let shown = path.display();
     let found = fs::metadata(&path).map_err(|error| format!("{shown}: {error}"))?;
     mount::not_within_a_mount(&path, found.dev())?;
-    fs::metadata(path.join(".smolstore")).map_err(|error| {
+    let mark = path.join(".smolstore");
+    fs::metadata(&mark).map_err(|error| {
         format!(
-            "{shown}: no store: {error}: .smolstore; name the directory that you mount, as in \
-             'smolstore STORE MOUNTPOINT'"
+            "{}: no store: {error}; name the directory that you mount, as in \
+             'smolstore STORE MOUNTPOINT'",
+            mark.display()
         )
     })?;
     let store = Store::open(&path, true).map_err(|error| error.to_string())?;
