@@ -24,15 +24,22 @@
 //! | [`store`]   | names -> streams                                | the mounted tree          |
 //! | [`check`]   | verify a stream, change nothing                 | the mounted tree          |
 //! | [`proc`]    | what /proc says of the process behind a request |                           |
-//! | [`tree`]    | paths, nodes, attributes: the mounted tree      | fuser                     |
-//! | [`open`]    | its open files: who wrote what, who is told     | fuser                     |
 //! | [`wait`]    | those who wait for the next event               | fuser                     |
+//! | [`node`]    | places in the mounted tree, horizons            | files, clock, threads     |
+//! | `names`     | numbers for the streams that the kernel knows   | files, clock, threads     |
+//! | [`attr`]    | what stat(2) tells                              | fuser                     |
+//! | [`reader`]  | open files: how far they were read              | fuser                     |
+//! | [`writer`]  | open files: who wrote what, who is told         | fuser                     |
+//! | [`open`]    | open files: who may open what                   | fuser                     |
+//! | [`tree`]    | the mounted tree: names, attributes, open files | fuser                     |
+//! | `reply`     | the tree's answers in fuser's terms             |                           |
 //! | [`fuse`]    | fuser's requests: convert, call, reply          |                           |
 //!
 //! `main` reads the arguments, creates every resource, and waits for signals.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod attr;
 pub mod batch;
 pub mod check;
 mod commit;
@@ -42,10 +49,14 @@ mod find;
 pub mod fuse;
 mod keep;
 mod log;
+mod names;
+pub mod node;
 pub mod open;
 pub mod page;
 pub mod proc;
 mod read;
+pub mod reader;
+mod reply;
 mod room;
 mod spill;
 pub mod status;
@@ -56,8 +67,8 @@ pub mod sys;
 pub mod tree;
 pub mod wait;
 pub mod walk;
+pub mod writer;
 
 pub use error::{Error, Result};
-
 pub use store::Store;
 pub use stream::{Event, Stream};

@@ -138,6 +138,45 @@ pub fn directory(path: &Path) -> io::Result<(File, PathBuf)> {
     Ok((directory, path.into()))
 }
 
+/// What a file system knows a directory by, of which it gives no two the same: its file handle.
+pub fn handle(path: &Path) -> io::Result<Vec<u8>> {
+    #[repr(C)]
+    struct Handle {
+        head: libc::file_handle,
+        // MAX_HANDLE_SZ of linux/exportfs.h.
+        bytes: [u8; 128],
+    }
+    let path = c_path(path)?;
+    let head = libc::file_handle { handle_bytes: 128, handle_type: 0, f_handle: [] };
+    let (mut handle, mut mount) = (Handle { head, bytes: [0; 128] }, 0);
+    // SAFETY: `path` ends with a NUL, `bytes` follows `head` without a gap and is as long as it says,
+    // and the pointer is to both of them.
+    check(unsafe {
+        let handle = (&raw mut handle).cast();
+        libc::name_to_handle_at(libc::AT_FDCWD, path.as_ptr(), handle, &raw mut mount, 0)
+    })?;
+    Ok(handle.bytes[..(handle.head.handle_bytes as usize).min(128)].to_vec())
+}
+
+/// Renames a directory to what nothing has for a name.
+pub fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
+    let (old, new) = (c_path(from)?, c_path(to)?);
+    let (here, flags) = (libc::AT_FDCWD, libc::RENAME_NOREPLACE);
+    // SAFETY: both paths end with a NUL.
+    let renamed = unsafe {
+        libc::syscall(libc::SYS_renameat2, here, old.as_ptr(), here, new.as_ptr(), flags)
+    };
+    match io::Error::last_os_error() {
+        _ if renamed == 0 => Ok(()),
+        // Some network file systems cannot. There an empty directory may be replaced.
+        error if error.raw_os_error() == Some(libc::EINVAL) => match to.symlink_metadata() {
+            Ok(_) => Err(io::ErrorKind::AlreadyExists.into()),
+            Err(_) => std::fs::rename(from, to),
+        },
+        error => Err(error),
+    }
+}
+
 /// Space and files of the file system that holds `path`: statvfs(3).
 pub fn statvfs(path: &Path) -> io::Result<libc::statvfs> {
     let path = c_path(path)?;
@@ -192,6 +231,13 @@ pub fn detach() -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Closes all files but the standard streams: whoever started us may wait for the end of one of
+/// them, or hold a lock by it. To be called before any is opened.
+pub fn close_inherited() {
+    // SAFETY: nobody here knows any of them. A kernel that cannot leaves them open.
+    unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, 0) };
 }
 
 /// Whether there is a thread of this number, also one that is hidden from us.

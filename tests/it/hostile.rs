@@ -859,7 +859,10 @@ fn processes_that_open_and_close_and_fork_without_end() {
         let line = |line: &str| line.split(' ').filter(|n| n.parse::<u32>().is_ok()).count() == 2;
         assert!(all.lines().all(line), "{name:?}: {all}");
     }
-    assert_eq!(m.log(), "");
+    // Half of them were killed with something pending, which is all that is said.
+    let log = m.log();
+    let mut lines = log.lines();
+    assert!(lines.all(|line| line.contains("died by signal 9 before it committed")), "{log}");
     assert!(m.open_files() < 200, "{} files", m.open_files());
 }
 

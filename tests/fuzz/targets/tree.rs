@@ -1,11 +1,13 @@
 //! The mounted tree: any names and numbers, in any order, on a real store.
 
 use super::Input;
+use smolstore::attr::Attr;
 use smolstore::error::Result;
 use smolstore::frame::encode;
+use smolstore::node::Type;
 use smolstore::open::Open;
 use smolstore::proc::Ending;
-use smolstore::tree::{Attr, Tree, Type};
+use smolstore::tree::Tree;
 use smolstore::{Error, Store};
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -164,7 +166,7 @@ fn nanos(time: SystemTime) -> u64 {
 fn read(file: &Arc<Open>, offset: u64, size: usize) -> Result<Vec<u8>> {
     let (answer, answered) = mpsc::channel();
     let answer = Box::new(move |read| answer.send(read).unwrap());
-    file.read_on(offset, size, None, answer);
+    file.reader.read_on(offset, size, None, answer);
     match answered.recv().unwrap() {
         Err(Error::Again) => Ok(Vec::new()),
         read => read,
@@ -410,7 +412,11 @@ impl World {
         let handle = self.tree.open(number, libc::O_RDONLY).unwrap();
         let file = self.tree.file(handle).unwrap();
         assert_eq!(read(&file, 0, bytes.len() + 10).unwrap(), bytes);
-        let (from, len) = (usize::from(input.byte()), usize::from(input.byte()));
+        let (mut from, len) = (usize::from(input.byte()), usize::from(input.byte()));
+        if let Place::Follow(..) = place {
+            // It goes on where it was.
+            from = bytes.len();
+        }
         let part = bytes.iter().skip(from).take(len).copied();
         assert!(read(&file, from as u64, len).unwrap().into_iter().eq(part));
         self.tree.release(handle).unwrap();
@@ -574,13 +580,13 @@ impl World {
             Box::new(move |result: Result<()>| done.send(result).unwrap())
         };
         let mut bytes = Vec::new();
-        for _ in 0..input.below(4) {
+        for n in 0..input.below(4) {
             let piece = input.bytes();
-            file.write(7, bytes.len() as u64, piece, done());
+            file.writer.write(7, (n as u64, bytes.len() as u64), piece, done());
             assert_eq!(answers.recv(), Ok(Ok(())));
             bytes.extend(piece);
         }
-        file.flush(7, || Ending::Closed, done());
+        assert_eq!(file.writer.flush(7, || Ending::Closed, done()), None);
         assert_eq!(answers.recv(), Ok(Ok(())));
         self.tree.release(handle).unwrap();
         bytes
@@ -646,16 +652,18 @@ impl World {
             Place::Stream(_) => {
                 vec![b"events", b"lines", b"new", b"count", b"from", b"at", b"follow"]
             }
+            Place::Views(_, View::Follow) => Vec::new(),
             Place::Views(..) => vec![b"beginning", b"newest", b"next"],
             _ => Vec::new(),
         };
-        let file = expected.is_empty() && place != Place::Root;
+        let file =
+            expected.is_empty() && !matches!(place, Place::Root | Place::Views(_, View::Follow));
         expected.extend([&b"."[..], b".."]);
         let handle = self.tree.opendir(number).unwrap();
         let listed = self.tree.entries(handle, true);
         if !file {
             let listed = listed.unwrap();
-            let mut names: Vec<&[u8]> = listed.iter().map(|entry| entry.1.as_bytes()).collect();
+            let mut names: Vec<&[u8]> = listed.iter().map(|entry| entry.2.as_bytes()).collect();
             names.sort_unstable();
             expected.sort_unstable();
             assert_eq!(names, expected);
@@ -687,7 +695,9 @@ impl World {
         if let Ok((_, handle)) = self.tree.create(number, name, libc::O_WRONLY) {
             self.tree.release(handle).unwrap();
         }
-        drop(self.tree.change(number, None, None, None, Some(input.u64())));
+        drop(self.tree.truncate(number, Some(input.u64()), input.u64()));
+        drop(self.tree.truncate(number, None, input.u64()));
+        drop(self.tree.change(number, None, None, None));
         let handle = self.tree.opendir(number);
         drop(handle.and_then(|handle| self.tree.entries(handle, input.byte() & 1 == 0)));
         drop(self.tree.lookup(number, name));
