@@ -339,7 +339,8 @@ impl<D: Disk> Files<D> {
             Err(Error::Os { errno: libc::EROFS, .. }) | Ok(()) => {}
             Err(error) => return Err(error),
         }
-        let last = self.index_head()?.0;
+        // It may be damaged, and say more than a file can be long.
+        let last = self.index_head()?.0.min(self.len()?);
         self.disk.forget(log, last - last % PAGE).map_err(self.os("log"))
     }
 
