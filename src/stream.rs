@@ -304,7 +304,9 @@ impl<D: Disk> Stream<D> {
     /// How much there is to see now; None where the stream is to be opened again.
     pub(crate) fn seen(&self, files: &Files<D>) -> Result<Option<Tip>> {
         let known = *lock(&self.tip);
-        let tip = files.intact.as_ref().map_or(known, |(intact, _)| *intact);
+        // No less than was seen already, though some of it is lost.
+        let more = files.intact.as_ref().filter(|(intact, _)| intact.count > known.count);
+        let tip = more.map_or(known, |(intact, _)| *intact);
         if files.stale.load(Relaxed) {
             return Ok(None);
         }
