@@ -189,6 +189,10 @@ impl Block {
 /// up to the end of the page at most. None when it does not check.
 pub fn decode(seed: u64, at: u64, bytes: &[u8]) -> Option<(Block, &[u8])> {
     let header: &[u8; HEADER] = bytes.first_chunk()?;
+    // Whoever looks for a block byte by byte finds few that have no other flags.
+    if u16::from_le_bytes([header[2], header[3]]) > FIRST | LAST | CONT | MORE | RAW {
+        return None;
+    }
     let block = Block {
         at,
         len: u16::from_le_bytes([header[0], header[1]]),
