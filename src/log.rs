@@ -429,7 +429,8 @@ impl<D: Disk> Pages for Scan<'_, D> {
             return Ok(&[]);
         }
         let page = at - at % PAGE;
-        let whole = self.from <= page && page + PAGE <= self.from + self.bytes.len() as u64;
+        let whole = (page + PAGE).min(self.len);
+        let whole = self.from <= page && whole <= self.from + self.bytes.len() as u64;
         if !whole {
             // One page that cannot be read must not take others with it.
             self.fill(page, self.window).or_else(|_| self.fill(page, PAGE as usize))?;
