@@ -101,40 +101,41 @@ impl<D: Disk> Store<D> {
             let what = format!("{wrong} entries of its index are wrong: reads go around them");
             tell(Finding::Note(what));
         }
-        verdict(&files, tip, durable, tell)
+        verdict(&files, &head, tip, tell)
     }
 }
 
-/// What recovery would do with a stream that was verified up to `known`; `durable`: the end that its
-/// index names.
+/// What recovery would do with a stream that was verified up to `known`.
 fn verdict<D: Disk>(
     files: &Files<D>,
+    head: &Head,
     known: Tip,
-    durable: Option<Tip>,
     tell: &mut dyn FnMut(Finding),
 ) -> Result<()> {
     let held = Held::new(files.disk.clone(), files.log.as_ref(), true).map_err(files.os("log"))?;
-    let (found, last) = files.find_out(known, &mut |gap| tell(gap.into()))?;
+    let (last, seed) = files.index_head()?;
+    // Where the index says how much there is, that must be there.
+    let ours = last > 0 && seed == head.seed;
+    let known = if ours { Tip::default() } else { known };
+    let found = files.find_out(known, &mut |gap| tell(gap.into()))?.0;
     held.release().map_err(files.os("log"))?;
     let count = found.tip.count;
-    if let Some(what) = found.lost {
-        let what = format!(
+    let lost = found.lost.map(|what| {
+        format!(
             "{what}: acknowledged events are lost, no more can be appended; take the stream from a \
              backup, or append what can be read of it to a new one"
-        );
+        )
+    });
+    if let Some(what) = lost.or(found.failed.map(|error| error.to_string())) {
         tell(Finding::Fault { first: count, last: count, at: found.tip.end, what });
-        return Ok(());
-    }
-    match durable {
-        Some(durable) if count > durable.count => tell(Finding::Note(format!(
+    } else if !ours && (count > 0 || last > 0) {
+        let what = "it has no index of its own, as in a copy: the next use makes one";
+        tell(Finding::Note(what.into()));
+    } else if count > found.from.count {
+        tell(Finding::Note(format!(
             "{} events of a commit that did not come to its end: the next use adopts them",
-            count - durable.count
-        ))),
-        None if count > 0 || last > 0 => {
-            let what = "it has no index of its own, as in a copy: the next use makes one";
-            tell(Finding::Note(what.into()));
-        }
-        _ => {}
+            count - found.from.count
+        )));
     }
     Ok(())
 }

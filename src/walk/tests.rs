@@ -136,7 +136,7 @@ fn what_is_left_of_an_older_attempt_fits_no_chain() {
 }
 
 #[test]
-fn damage_before_a_commit_costs_the_rest_of_its_page() {
+fn damage_before_a_commit_costs_the_block_it_is_in() {
     let mut log = Log::new();
     let first = log.commit(&[900, 900, FULL, FULL, 10]);
     let second = log.commit(&[10, FULL, 10]);
@@ -144,7 +144,7 @@ fn damage_before_a_commit_costs_the_rest_of_its_page() {
     // With `last` nothing before it is looked at.
     assert_eq!(log.found(second[2]).1, []);
     let (found, gaps) = log.found(0);
-    let expected = (log.tip, Some(second[0]), None, vec![(1, 3)]);
+    let expected = (log.tip, Some(second[0]), None, vec![(1, 2)]);
     assert_eq!((found.tip, found.start, found.lost, gaps), expected);
     // A block that does not begin a commit proves nothing.
     log.damage(second[0]);
@@ -156,12 +156,12 @@ fn damage_before_a_commit_costs_the_rest_of_its_page() {
 #[test]
 fn a_commit_that_is_not_whole_proves_what_is_before_it() {
     let mut log = Log::new();
-    let places = [log.commit(&[10]), log.commit(&[FULL, FULL])].concat();
+    let places = log.commit(&[FULL, FULL]);
     log.attempt(&[10, 10]);
     log.damage(places[0]);
     let (found, gaps) = log.found(0);
     // What is left of the last whole commit is written again.
-    let expected = (log.tip, Some(places[2]), None, vec![(0, 2)]);
+    let expected = (log.tip, Some(places[1]), None, vec![(0, 1)]);
     assert_eq!((found.tip, found.start, found.lost, gaps), expected);
     // The first thing behind the damage may be its first block: the end is before that.
     let mut log = Log::new();
@@ -215,11 +215,25 @@ fn what_was_dropped_was_acknowledged() {
     assert_eq!((log.found(0).0.tip, log.found(0).0.from.at), (log.tip, places[1]));
     log.damage(places[1]);
     let (found, gaps) = log.found(0);
-    let expected = (log.tip, Some(places[4]), None, vec![(1, 3)]);
+    let expected = (log.tip, Some(places[4]), None, vec![(1, 2)]);
     assert_eq!((found.tip, found.start, found.lost, gaps), expected);
     // Nothing says that anything was acknowledged but the head.
-    log.bytes.truncate(places[3] as usize);
+    log.bytes.truncate(places[2] as usize);
     assert_eq!(log.found(0).0.lost, Some(BLOCK));
+}
+
+#[test]
+fn what_follows_a_damaged_block_all_of_which_was_dropped_is_found() {
+    let mut log = Log::new();
+    let at = log.commit(&[FULL])[0];
+    let Tip { count, view, .. } = log.tip;
+    log.drop_before(count, at, view);
+    let next = log.commit(&[10])[0];
+    log.damage(at);
+    let (found, gaps) = log.found(0);
+    // No event that is kept is damaged.
+    let expected = (log.tip, Some(next), None, vec![]);
+    assert_eq!((found.tip, found.start, found.lost, gaps), expected);
 }
 
 #[test]
@@ -231,7 +245,8 @@ fn what_cannot_be_read_is_damage_where_more_is_known_to_be() {
     assert_eq!((found.tip, gaps), (log.tip, vec![(1, 2)]));
     assert_eq!(log.found(places[1]).0.lost, Some(BLOCK));
     log.bytes.truncate(places[2] as usize);
-    assert_eq!(log.recovered((places[0], SEED), Tip::default()), Err("unreadable"));
+    let (found, _) = log.found(places[0]);
+    assert_eq!((found.tip.at, found.lost, found.failed), (places[0], None, Some("unreadable")));
 }
 
 proptest! {

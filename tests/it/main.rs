@@ -21,6 +21,7 @@ mod disks;
 mod engine;
 mod errors;
 mod follow;
+mod format;
 mod fuzz;
 mod guard;
 mod harness;

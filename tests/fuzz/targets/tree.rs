@@ -1,13 +1,16 @@
 //! The mounted tree: any names and numbers, in any order, on a real store.
 
-use super::Input;
+use super::page::head;
+use super::script::{Part, SEED, lay};
+use super::{Input, model};
 use smolstore::attr::Attr;
 use smolstore::error::Result;
-use smolstore::frame::encode;
 use smolstore::node::Type;
 use smolstore::open::Open;
+use smolstore::page::Head;
 use smolstore::proc::Ending;
 use smolstore::tree::Tree;
+use smolstore::walk::Tip;
 use smolstore::{Error, Store};
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -183,8 +186,9 @@ impl World {
         let base = Path::new("/dev/shm");
         let dir = if base.is_dir() { TempDir::new_in(base) } else { TempDir::new() };
         let dir = dir.unwrap();
-        let (mut log, mut model, mut time) = (Vec::new(), Model::default(), 0);
-        for n in 0..input.below(5) {
+        let (mut log, mut tip) = (head(&Head { seed: SEED, ..Head::default() }), Tip::default());
+        let (mut model, mut time) = (Model::default(), 0);
+        for _ in 0..input.below(5) {
             let step = u64::from(input.byte());
             time += match step % 4 {
                 0 => 1 + step,
@@ -193,7 +197,10 @@ impl World {
                 _ => 1 + (input.u64() >> 4),
             };
             let event = input.take(step as usize % 9);
-            encode(&mut log, n as u64, time, true, true, event);
+            for (block, bytes) in lay(&tip, time, &[Part { raw: true, bytes: event.to_vec() }]) {
+                log.extend(bytes);
+                tip = model::behind(&block);
+            }
             model.events.push((event.to_vec(), time));
         }
         let store = Store::open(dir.path(), false).unwrap();
