@@ -146,7 +146,7 @@ impl<D: Disk> Files<D> {
             (into < block.len.into()).then_some(into as usize)
         };
         // The event that begins a page last before it, as far as the pages know.
-        let last = Cell::new(0);
+        let last = Cell::new(self.head()?.first);
         let before = |index: u64, begins| {
             last.set(if begins <= view { index.max(last.get()) } else { last.get() });
             begins <= view

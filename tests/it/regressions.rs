@@ -493,3 +493,29 @@ fn poll_is_quiet_once_the_end_was_read_but_not_before() {
         assert!(!polls(&file, 0), "{name}: quiet again");
     }
 }
+
+#[test]
+fn what_a_crash_left_of_a_batch_does_not_keep_others_out() {
+    let m = Mnt::new();
+    let s = m.stream("s");
+    let [log, index] = ["s/log", "s/index"].map(|file| m.store().join(file));
+    let mut events = String::new();
+    for turn in 0..3 {
+        let before = if turn == 0 { Vec::new() } else { read(&index) };
+        append(s.join("events"), format!("{turn}\n").repeat(4000));
+        m.stop();
+        // As after a power cut: its first pages came to the disk, its last did not, nor did `last`.
+        let mut bytes = read(&log);
+        let last = bytes.iter().rposition(|&byte| byte != 0).unwrap() / 4096 * 4096;
+        bytes[last..].fill(0);
+        fs::write(&log, bytes).unwrap();
+        fs::write(&index, before).unwrap();
+        m.restart();
+        assert_eq!(text(&read(s.join("events"))), events);
+        append(s.join("events"), "kept\n");
+        events += "kept\n";
+        assert_eq!(text(&read(s.join("events"))), events);
+    }
+    m.restart();
+    assert_eq!(text(&read(s.join("events"))), events);
+}

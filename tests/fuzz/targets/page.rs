@@ -86,7 +86,7 @@ pub fn run(bytes: &[u8]) {
 }
 
 /// No fuzzer finds a checksum.
-fn mend(seed: u64, at: u64, bytes: &mut Vec<u8>) {
+fn mend(seed: u64, at: u64, bytes: &mut [u8]) {
     let len = usize::from(u16::from_le_bytes([bytes[0], bytes[1]])) % (bytes.len() - HEADER + 1);
     bytes[..2].copy_from_slice(&(len as u16).to_le_bytes());
     let crc = checksum(seed, at, &bytes[..4], &bytes[8..HEADER + len]);

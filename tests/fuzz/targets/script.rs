@@ -231,7 +231,7 @@ impl Script<'_> {
             self.head = Head { first: index, at, view, ..self.head };
             return self.put(0, &head(&self.head));
         }
-        let payload = &input.bytes()[..];
+        let payload = input.bytes();
         let (flags, prev) = (u16::from(input.byte()), if how & 8 == 0 { tip.crc } else { 1 });
         let at = place(at % (self.found.log.len() as u64 + 2 * PAGE as u64)).max(HEAD as u64);
         let room = PAGE - at as usize % PAGE - HEADER;
