@@ -582,6 +582,20 @@ impl World {
             dir.changes.clear();
         }
     }
+    /// So many events of a stream every reader is told of: those up to the block that the index names.
+    pub(super) fn published(&self, stream: u64) -> u64 {
+        let word = |at: usize| {
+            let bytes = self.index(stream).get(at..at + 8)?;
+            bytes.try_into().ok().map(u64::from_le_bytes)
+        };
+        let known = forge::blocks(self.log(stream)).zip(word(0).zip(word(8)));
+        let Some(((head, blocks), (last, _))) = known.filter(|((h, _), (_, seed))| h.seed == *seed)
+        else {
+            return 0;
+        };
+        let upto = blocks.iter().rfind(|block| block.at <= last);
+        upto.filter(|_| head.seed > 0).map_or(0, |block| block.next())
+    }
     /// The end of a stream's log.
     pub(super) fn tip(&self, stream: u64) -> Tip {
         let blocks = forge::blocks(self.log(stream));

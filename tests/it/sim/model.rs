@@ -15,7 +15,6 @@ pub(super) struct Attempt {
     pub(super) ended: u64,
     /// The stream it was meant for, when names had changed so often; 0 when it may be another.
     pub(super) meant: u64,
-    pub(super) moves: u64,
     /// The stream that has it, once that is certain.
     pub(super) home: Option<u64>,
     /// It was acknowledged or seen here, and must stay.
@@ -120,8 +119,14 @@ impl Model {
         }
     }
 
-    /// Compares what a stream holds with what it must. What is seen must stay.
-    pub(super) fn compare(&mut self, stream: u64, all: &[Event]) -> Result<(), String> {
+    /// Compares what a stream holds with what it must. What is seen must stay. `least`: while another
+    /// engine is at work, so many events.
+    pub(super) fn compare(
+        &mut self,
+        stream: u64,
+        all: &[Event],
+        least: Option<u64>,
+    ) -> Result<(), String> {
         let (mut at, mut began, mut time, mut group, mut placed) = (0, 0, 0, 0, 0);
         while at < all.len() {
             let first = &all[at];
@@ -156,7 +161,8 @@ impl Model {
         }
         let here = |a: &&Attempt| a.home == Some(stream) && a.place.is_some();
         let (known, count) = (self.attempts.values().filter(here).count(), all.len());
-        if known as u64 != placed || (count as u64) < self.floor(stream) {
+        let all = known as u64 == placed && count as u64 >= self.floor(stream);
+        if !least.map_or(all, |least| count as u64 >= least) {
             let floor = self.floor(stream);
             return Err(format!(
                 "{placed} of {known} batches are there, and {count} of {floor} events"

@@ -211,7 +211,6 @@ impl Sim {
                 began: self.world().calls,
                 ended: u64::MAX,
                 meant: before.stream,
-                moves: before.moves,
                 home: None,
                 place: None,
                 refused: false,
