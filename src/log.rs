@@ -373,7 +373,8 @@ impl<'a, D: Disk> Held<'a, D> {
 
     /// None when somebody else has the lock.
     pub(crate) fn try_new(disk: Arc<D>, file: &'a D::File) -> std::io::Result<Option<Self>> {
-        Ok(disk.try_lock(file)?.then_some(Held { disk, file: Some(file) }))
+        let free = disk.try_lock(file)?;
+        Ok(free.then(|| Held { disk, file: Some(file) }))
     }
 
     pub(crate) fn release(mut self) -> std::io::Result<()> {
