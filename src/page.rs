@@ -347,7 +347,7 @@ mod tests {
     proptest! {
         #[test]
         fn what_is_sealed_decodes(
-            seed: u64, at: u64, flags: u16, prev: u32, events: u32,
+            seed: u64, at: u64, flags in 0..=FIRST | LAST | CONT | MORE | RAW, prev: u32, events: u32,
             index in 0..MAX, time in 0..MAX, view in 0..MAX,
             payload in vec(any::<u8>(), 1..300), behind: Vec<u8>,
         ) {

@@ -289,6 +289,11 @@ pub fn recover<P: Pages>(
                 None => return lose(pages, head, from, BLOCK, damaged),
             }
         }
+        // It may be there the next time.
+        Err(error) => {
+            let found = lose(pages, head, from, BLOCK, damaged)?;
+            return Ok(Found { lost: None, failed: Some(error), ..found });
+        }
         _ => return lose(pages, head, from, BLOCK, damaged),
     };
     match walk(pages, head.seed, tip, 0, damaged) {

@@ -243,7 +243,9 @@ fn what_cannot_be_read_is_damage_where_more_is_known_to_be() {
     log.unreadable = Some(1);
     let (found, gaps) = log.found(places[0]);
     assert_eq!((found.tip, gaps), (log.tip, vec![(1, 2)]));
-    assert_eq!(log.found(places[1]).0.lost, Some(BLOCK));
+    // It may be there the next time.
+    let (found, _) = log.found(places[1]);
+    assert_eq!((found.lost, found.failed), (None, Some("unreadable")));
     log.bytes.truncate(places[2] as usize);
     let (found, _) = log.found(places[0]);
     assert_eq!((found.tip.at, found.lost, found.failed), (places[0], None, Some("unreadable")));

@@ -49,7 +49,8 @@ pub(super) fn parse(seed: u64, at: u64, bytes: &[u8]) -> Option<(Block, &[u8])> 
     };
     let bounded = [block.index, block.time, block.view].iter().all(|n| *n < u64::MAX / 2);
     let sound = checksum(seed, at, &whole[..4], &whole[8..]) == block.crc;
-    (sound && bounded).then_some((block, &whole[HEADER..]))
+    let known = block.flags < 32;
+    (sound && bounded && known).then_some((block, &whole[HEADER..]))
 }
 
 /// A head as the format has it.
@@ -113,7 +114,7 @@ fn round_trip(seed: u64, at: u64, how: u8, input: &mut Input<'_>) {
     let [index, time, view] = [(); 3].map(|()| input.u64() >> 2);
     let (prev, events) = (prev as u32, events as u32);
     let mut block =
-        Block { at, flags: flags as u16, prev, events, index, time, view, ..Block::default() };
+        Block { at, flags: flags as u16 % 32, prev, events, index, time, view, ..Block::default() };
     let payload = if input.is_empty() { &b"\n"[..] } else { input.0 };
     let mut bytes = encode(seed, &mut block, payload);
     let mut other = Block { crc: !block.crc, ..block };
