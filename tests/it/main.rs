@@ -28,6 +28,7 @@ mod home;
 mod hostile;
 mod languages;
 mod limits;
+mod manual;
 mod read;
 mod regressions;
 mod shells;
