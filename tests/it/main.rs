@@ -30,6 +30,7 @@ mod languages;
 mod limits;
 mod manual;
 mod read;
+mod recipes;
 mod regressions;
 mod shells;
 mod sim;
