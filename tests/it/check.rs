@@ -320,15 +320,13 @@ fn memory_is_bounded_and_a_terminal_sees_progress() {
 }
 
 #[test]
-fn what_is_intact_goes_to_a_new_stream_as_the_readme_says() {
+fn what_is_intact_goes_to_a_new_stream_as_the_manual_says() {
     let dir = store();
     let at = blocks(&dir)[1].at as u64;
     patch(&dir.path().join("s/log"), at + 41, b"O");
     let mnt = Mnt::on(dir.path(), &[]);
-    let readme = include_str!("../../README.md");
-    let from = readme.find("    for ((n = 0;").unwrap();
-    let (loops, _) = readme[from..].split_once("\n\n").unwrap();
-    let script = format!("mkdir new\n{}", loops.replace("old/", "s/"));
+    let script = crate::manual::block(8, "is lost").replace("old/", "s/");
+    let script = script.replace("MOUNTPOINT", mnt.path().to_str().unwrap());
     let out = crate::harness::sh("bash", &script, mnt.path());
     assert_eq!(
         text(&out.stdout),

@@ -4,6 +4,7 @@ use crate::harness::{
     Mnt, append, appender, close, errno_of, eventually, names, ok, public_dir, read, sh, smolstore,
     text, try_append, unmount,
 };
+use crate::manual::block;
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::MetadataExt;
@@ -91,12 +92,9 @@ fn the_status_is_a_file_like_any_other() {
 fn the_status_is_what_prometheus_reads() {
     let mnt = Mnt::new();
     append(mnt.stream("s").join("events"), "event\n");
-    // The README's lines for the textfile collector.
-    let block =
-        include_str!("../../README.md").split("\n\n").find(|b| b.contains("smolstore.prom"));
     let dir = public_dir();
     let place = dir.path().to_str().unwrap();
-    let script = block.unwrap().replace("/var/lib/prometheus/node-exporter", place);
+    let script = block(8, "smolstore.prom").replace("/var/lib/prometheus/node-exporter", place);
     ok(&sh("sh", &script.replace("MOUNTPOINT", mnt.path().to_str().unwrap()), dir.path()));
     assert_eq!(names(dir.path()), ["smolstore.prom"]);
     // Each value follows a line that says what it is, and one of its type.
