@@ -95,17 +95,20 @@ impl<D: Disk> Files<D> {
         (head, tip): (&Head, &Tip),
         page: u64,
         mut pick: impl FnMut(&Block, &[u8]) -> Option<usize>,
-    ) -> Option<Spot> {
+    ) -> Result<Option<Spot>> {
         let mut at = page::first_in_page(page * PAGE).max(head.at);
         while at < tip.end.min((page + 1) * PAGE) {
-            let block = scan.next(self.seed(), at).ok()??;
-            let payload = scan.page(block.at).ok()?.get(HEADER..HEADER + usize::from(block.len))?;
+            let Some(block) = scan.next(self.seed(), at)? else {
+                break;
+            };
+            let payload = scan.page(block.at)?.get(HEADER..HEADER + usize::from(block.len));
+            let payload = payload.unwrap_or_default();
             if let Some(into) = pick(&block, payload).filter(|_| block.at < tip.end) {
-                return Some(Spot { block, into });
+                return Ok(Some(Spot { block, into }));
             }
             at = block.end();
         }
-        None
+        Ok(None)
     }
 
     /// The place that `pick` finds, on the last page whose beginning, event and offset in the view, is
@@ -123,7 +126,8 @@ impl<D: Disk> Files<D> {
             let told = |at| Ok(self.entry(scan, at, ask)?.map(|(index, view)| before(index, view)));
             let (page, next) = self.bracket(&head, tip, told)?;
             for page in [page, next] {
-                let found = self.on_page(scan, (&head, tip), page, &pick);
+                // What cannot be read is for the other page to make up for.
+                let found = self.on_page(scan, (&head, tip), page, &pick).ok().flatten();
                 if found.is_some() {
                     return Ok(found);
                 }
@@ -163,11 +167,11 @@ impl<D: Disk> Files<D> {
     }
 
     /// The first event committed at or after `time`; a damaged one before it, which may be of that
-    /// time, too.
+    /// time, too. What cannot be read is an error, for nobody would know that it is too early.
     pub(crate) fn since(&self, scan: &mut Scan<'_, D>, tip: &Tip, time: u64) -> Result<u64> {
         let head = self.head()?;
         let told = |at| {
-            let block = scan.next(self.seed(), page::first_in_page(at)).ok().flatten();
+            let block = scan.next(self.seed(), page::first_in_page(at))?;
             Ok(block.map(|block| block.time < time))
         };
         let (page, _) = self.bracket(&head, tip, told)?;
@@ -176,7 +180,7 @@ impl<D: Disk> Files<D> {
         self.on_page(scan, (&head, tip), page, |block, _| {
             since = if block.time < time { block.next().max(since) } else { since };
             (block.time >= time).then_some(0)
-        });
+        })?;
         Ok(since)
     }
 
