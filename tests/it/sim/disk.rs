@@ -191,6 +191,17 @@ impl Inode {
         self.cache.clone_from(&self.disk);
         survived
     }
+    /// Another host is to see it: what this one has not written back goes to the disk, and of what
+    /// its page cache has no more than is there.
+    fn hand_over(&mut self) {
+        self.disk.resize(self.cache.len(), 0);
+        self.lens.clear();
+        for n in std::mem::take(&mut self.dirty).into_keys() {
+            let now = sector(&self.cache, n);
+            put(&mut self.disk, n, &now);
+        }
+        self.cache.clone_from(&self.disk);
+    }
     /// A copy of the file, durable.
     fn copy(&self) -> Inode {
         Inode { cache: self.cache.clone(), disk: self.cache.clone(), ..Inode::default() }
@@ -335,6 +346,8 @@ pub(super) struct Climate {
     pub(super) unit: usize,
     /// Up to so many batches are committed at once.
     pub(super) together: usize,
+    /// The second engine is on another host, which may crash alone.
+    pub(super) hosts: bool,
     /// So many names are in use.
     pub(super) names: usize,
     /// Of a hundred operations so many remove a stream, and so many rename one.
@@ -369,6 +382,7 @@ impl Climate {
             crashes: rng.one_of(&[3, 15, 40]),
             unit: rng.one_of(&[0, 0, 0, 128, 256, 512, 512, 4096]),
             together: rng.one_of(&[1, 2, 4]),
+            hosts: rng.one_in(3),
             names: rng.one_of(&[1, 1, 2, 3, 5]),
             unlinks: rng.one_of(&[0, 2, 10]),
             changes: 3,
@@ -418,6 +432,8 @@ pub(super) struct World {
     pub(super) adrift: [bool; ENGINES],
     told_by: Kind,
     pub(super) down: bool,
+    /// The host that holds what is not written back.
+    host: usize,
     /// Nothing fails.
     pub(super) calm: bool,
     pub(super) full: bool,
@@ -470,6 +486,7 @@ impl World {
             adrift: [false; ENGINES],
             told_by: Kind::Unlock,
             down: false,
+            host: 0,
             calm: false,
             full: false,
             rate: None,
@@ -594,7 +611,7 @@ impl World {
             return 0;
         };
         let upto = blocks.iter().rfind(|block| block.at <= last);
-        upto.filter(|_| head.seed > 0).map_or(0, |block| block.next())
+        upto.filter(|_| head.seed > 0).map_or(0, smolstore::page::Block::next)
     }
     /// The end of a stream's log.
     pub(super) fn tip(&self, stream: u64) -> Tip {
@@ -644,10 +661,17 @@ impl World {
     }
     /// The machine goes down, or an engine.
     pub(super) fn die(&mut self, machine: bool, engine: usize) {
-        self.note(format!("    {}", if machine { "CRASH" } else { "KILLED" }));
+        let one = machine && self.climate.hosts && self.rng.one_in(2);
+        self.note(format!(
+            "    {}{}",
+            if machine { "CRASH" } else { "KILLED" },
+            if one { " of one host" } else { "" }
+        ));
         self.doom = None;
         self.faults += 1;
-        if machine {
+        if one {
+            self.host_crash(self.host_of(engine));
+        } else if machine {
             self.down = true;
             self.locks.clear();
         } else {
@@ -667,9 +691,35 @@ impl World {
         self.told_by = self.rng.one_of(&[Kind::Read, Kind::Unlock]);
         self.locks.retain(|held| held.engine != engine);
     }
-    /// The machine starts again, with what survived.
-    pub(super) fn reboot(&mut self) {
-        self.count("crashes");
+    /// Which host an engine is on.
+    fn host_of(&self, engine: usize) -> usize {
+        usize::from(self.climate.hosts && engine == 1)
+    }
+    /// Another host comes to see the files: one at a time holds what is not written back.
+    fn hand_over(&mut self, host: usize) {
+        if std::mem::replace(&mut self.host, host) != host {
+            self.files.values_mut().for_each(Inode::hand_over);
+            for dir in self.dirs.values_mut() {
+                dir.disk.clone_from(&dir.now);
+                dir.changes.clear();
+            }
+        }
+    }
+    /// One host goes down, and starts again; those on the other keep what they know.
+    fn host_crash(&mut self, host: usize) {
+        self.count("crashes of one host of two");
+        self.lose_unsynced();
+        for engine in 0..ENGINES {
+            if self.host_of(engine) != host {
+                continue;
+            }
+            self.alive[engine] += 1;
+            self.adrift[engine] = false;
+            self.locks.retain(|held| held.engine != engine);
+        }
+    }
+    /// What was not synced survives or not.
+    fn lose_unsynced(&mut self) {
         let World { rng, files, dirs, stats, climate, .. } = self;
         let names = Luck::roll(rng);
         for dir in dirs.values_mut() {
@@ -687,7 +737,6 @@ impl World {
         }
         let root = dirs[&ROOT].now.clone();
         dirs.retain(|ino, _| *ino == ROOT || root.values().any(|dir| dir == ino));
-        files.retain(|ino, _| dirs.values().any(|dir| dir.now.values().any(|i| i == ino)));
         // One log may be lucky while its index is not.
         let (all, each) = (climate.luck.unwrap_or(Luck::roll(rng)), rng.one_in(2));
         for file in files.values_mut() {
@@ -702,6 +751,13 @@ impl World {
             *stats.entry(what.into()).or_default() += 1;
         }
         self.moves += 1;
+    }
+    /// The machine starts again, with what survived.
+    pub(super) fn reboot(&mut self) {
+        self.count("crashes");
+        self.lose_unsynced();
+        let World { files, dirs, .. } = self;
+        files.retain(|ino, _| dirs.values().any(|dir| dir.now.values().any(|i| i == ino)));
         self.down = false;
         self.doom = None;
         self.full = false;
@@ -844,6 +900,7 @@ impl SimDisk {
             w.faults += 1;
             return errno(libc::EIO);
         }
+        w.hand_over(w.host_of(self.engine));
         let (mut turn, mut strike) = (Turn::default(), None);
         if !w.calm {
             w.turns += 1;

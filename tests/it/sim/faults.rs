@@ -115,7 +115,7 @@ const FAULTS: &[Fault] = &[
     fault(
         "failed unlock acknowledged",
         "commit.rs",
-        &[("released.map_err(|error| self.doubt(&files, &error))?;", "drop(released);")],
+        &[("released.map_err(|error| self.doubt(files, &error)).and(result)", "{ drop(released); result }")],
     ),
     fault(
         "EEXIST for what an unlock left in doubt",
@@ -127,9 +127,9 @@ const FAULTS: &[Fault] = &[
         "commit.rs",
         &[(r#"published.and_then(|()| disk.stat(log).map_err(self.os("log")))"#, r#"published.and_then(|()| if fault!() { Ok(()) } else { disk.stat(log).map_err(self.os("log")).map(drop) })"#)],
     ),
-    fault("commit to a log without a name", "commit.rs", &[("!files.named()?", "false")]),
+    fault("commit to a log without a name", "commit.rs", &[("!log.named", "false")]),
     fault("first commit to another one's name", "commit.rs", &[("tip.count == 0 && !files.matched()?", "false")]),
-    fault("a stream with events removed", "commit.rs", &[("first if first == tip.count =>", "first if fault!() || first == tip.count =>")]),
+    fault("a stream with events removed", "keep.rs", &[("first if first == tip.count =>", "first if fault!() || first == tip.count =>")]),
     // ---- recovery ----
     fault("nothing adopted", "walk.rs", &[("if here.whole { walked = Walked { tip: here,", "if here.whole && !fault!() { walked = Walked { tip: here,")]),
     fault("half of a commit adopted", "walk.rs", &[("whole: block.is(LAST),", "whole: fault!() || block.is(LAST),")]),
@@ -161,14 +161,14 @@ const FAULTS: &[Fault] = &[
     fault("a reader stays at an index that is gone", "stream.rs", &[(r#"!self.disk().stat(index).map_err(self.os("index"))?.named"#, "false")]),
     fault("a reader does not look behind the end", "stream.rs", &[("&& !self.orphaned(&files, &tip)?", "&& (fault!() || !self.orphaned(&files, &tip)?)")]),
     fault("what was acknowledged forgotten with the index", "walk.rs", &[("let from = last.max(known.at).max(head.at); let tip", "let from = if fault!() { last.max(head.at) } else { last.max(known.at).max(head.at) }; let tip")]),
-    fault("a cursor believed that leads elsewhere", "stream.rs", &[("near.filter(|block| block.view <= view && view <= block.view_end())", "near.filter(|block| fault!() || block.view <= view && view <= block.view_end())")]),
+    fault("a cursor believed that leads elsewhere", "read.rs", &[("near.filter(|block| block.view <= view && view <= block.view_end())", "near.filter(|block| fault!() || block.view <= view && view <= block.view_end())")]),
     // ---- names, batches ----
     fault(
         "rename not synced",
         "store.rs",
         &[(r#"disk.sync_dir(Path::new("")).map_err(Error::os("the store"))"#, "Ok(())")],
     ),
-    fault("a split batch keeps the torn line, too", "commit.rs", &[("part.tally.len = part.tally.complete;", "")]),
+    fault("a split batch keeps the torn line, too", "room.rs", &[("part.tally.len = part.tally.complete;", "")]),
     fault("a batch for each sync", "commit.rs", &[("blocks.end(part.shape);", "blocks.end(part.shape); if fault!() { flush(&mut blocks).map_err(self.os(\"log\"))?; }")]),
 ];
 

@@ -114,7 +114,7 @@ impl Sim {
             w.fail(format!("{name} has events and no head"));
             return Harm::none(all);
         };
-        let end = blocks.last().map_or(0, |block| block.end());
+        let end = blocks.last().map_or(0, smolstore::page::Block::end);
         let times = w.rng.one_of(&[0, 1, 1, 1, 2, 3]);
         let mut spots = Vec::new();
         for _ in 0..times {
@@ -190,7 +190,7 @@ impl Sim {
         let most = harm.all.len() as u64;
         let told = matches!(harm.index, Index::Intact | Index::Hints) || harm.live;
         let least = if told && !harm.may_end() { most } else { harm.least };
-        if !(least..=most).contains(&there) && !(harm.may_end() && there < most) {
+        if !((least..=most).contains(&there) || harm.may_end() && there < most) {
             return ControlFlow::Break(format!("{there} of {least} to {most} events are there"));
         }
         let some: Vec<u64> = match most {
@@ -200,17 +200,15 @@ impl Sim {
         for n in some.iter().copied() {
             self.right(harm, n, there, &stream.event(n))?;
         }
-        let mut n = 0;
         let mut ended = None;
-        for event in stream.read(0).into_iter().flatten() {
+        for (n, event) in (0..).zip(stream.read(0).into_iter().flatten()) {
             match n < there {
                 true => self.right(harm, n, there, &event)?,
                 false => ended = event.err(),
             }
-            n += 1;
         }
         let lost = ended.is_some();
-        if lost != matches!(ended, Some(Error::Damaged { index, .. }) if index == there) {
+        if lost != matches!(ended, Some(Error::Damaged { index, .. }) if index <= there) {
             return ControlFlow::Break(format!("behind the last event: {ended:?}"));
         }
         if lost && !harm.may_end() || !lost && harm.must_end() {

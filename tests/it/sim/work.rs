@@ -645,10 +645,10 @@ fn unit_events(id: u64, rng: &mut Rng, tip: &mut Tip, unit: u64, log: &[u8]) -> 
     if one {
         forge::plant(&mut bytes, rng, tip, unit, log);
     } else {
-        for at in 0..bytes.len() {
+        for (at, byte) in bytes.iter_mut().enumerate() {
             // Here and there a line ends.
             let end = at >= 8 && rng.one_in(200);
-            bytes[at] = if end { b'\n' } else { bytes[at].max(b' ') };
+            *byte = if end { b'\n' } else { (*byte).max(b' ') };
         }
     }
     let events: Vec<Vec<u8>> = match one {
