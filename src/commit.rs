@@ -162,7 +162,10 @@ impl<D: Disk> Stream<D> {
         let outcome = catch_unwind(AssertUnwindSafe(commit));
         match outcome.unwrap_or_else(|_| Err(self.unknown(&"a fault in smolstore"))) {
             Ok((places, new)) => {
-                *lock(&self.tip) = new;
+                // A reader may have come further meanwhile, and must not go back.
+                let mut tip = lock(&self.tip);
+                *tip = if new.count > tip.count { new } else { *tip };
+                drop(tip);
                 places
             }
             // One that finds no room must not take others with it.
