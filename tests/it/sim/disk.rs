@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use smolstore::disk::{Disk, Names, Stat};
-use smolstore::page::HEAD;
+use smolstore::page::{Block, HEAD};
 use smolstore::walk::Tip;
 
 use super::forge;
@@ -611,7 +611,7 @@ impl World {
             return 0;
         };
         let upto = blocks.iter().rfind(|block| block.at <= last);
-        upto.filter(|_| head.seed > 0).map_or(0, smolstore::page::Block::next)
+        upto.filter(|_| head.seed > 0).map_or(0, Block::next)
     }
     /// The end of a stream's log.
     pub(super) fn tip(&self, stream: u64) -> Tip {

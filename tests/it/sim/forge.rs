@@ -74,10 +74,11 @@ pub(super) fn plant(event: &mut [u8], rng: &mut Rng, tip: &Tip, unit: u64, log: 
             None => forge(rng, 0, at, &before),
         };
         // Where that is in the event: each page it reaches has a block of its own.
-        let Some(from) = capacity(tip.end, at).checked_sub(0).filter(|from| *from >= 8) else {
+        let from = capacity(tip.end, at);
+        if from < 8 {
             at += unit;
             continue;
-        };
+        }
         let Some(to) = event.get_mut(from..) else { return };
         let len = bytes.len().min(to.len());
         to[..len].copy_from_slice(&bytes[..len]);

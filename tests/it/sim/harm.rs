@@ -114,7 +114,7 @@ impl Sim {
             w.fail(format!("{name} has events and no head"));
             return Harm::none(all);
         };
-        let end = blocks.last().map_or(0, smolstore::page::Block::end);
+        let end = blocks.last().map_or(0, Block::end);
         let times = w.rng.one_of(&[0, 1, 1, 1, 2, 3]);
         let mut spots = Vec::new();
         for _ in 0..times {
@@ -190,7 +190,8 @@ impl Sim {
         let most = harm.all.len() as u64;
         let told = matches!(harm.index, Index::Intact | Index::Hints) || harm.live;
         let least = if told && !harm.may_end() { most } else { harm.least };
-        if !((least..=most).contains(&there) || harm.may_end() && there < most) {
+        let lowest = if harm.may_end() { 0 } else { least };
+        if !(lowest..=most).contains(&there) {
             return ControlFlow::Break(format!("{there} of {least} to {most} events are there"));
         }
         let some: Vec<u64> = match most {

@@ -645,10 +645,9 @@ fn unit_events(id: u64, rng: &mut Rng, tip: &mut Tip, unit: u64, log: &[u8]) -> 
     if one {
         forge::plant(&mut bytes, rng, tip, unit, log);
     } else {
-        for (at, byte) in bytes.iter_mut().enumerate() {
+        for byte in &mut bytes[8..] {
             // Here and there a line ends.
-            let end = at >= 8 && rng.one_in(200);
-            *byte = if end { b'\n' } else { (*byte).max(b' ') };
+            *byte = if rng.one_in(200) { b'\n' } else { (*byte).max(b' ') };
         }
     }
     let events: Vec<Vec<u8>> = match one {
