@@ -334,7 +334,7 @@ impl Filesystem for Fuse {
             asked,
             handle,
             reply,
-            |_, file, answer| file.writer.write(owner, place, bytes, answer),
+            |_, file, answer| file.write(owner, place, bytes, answer),
             move |reply, ()| reply.written(len),
         );
     }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! /.status
-//! /S/{events,lines,new,count}   /S/{from,at,follow}/{N,beginning,newest,next,@SECONDS}
+//! /S/{events,lines,new,count,first}   /S/{from,at,follow}/{N,beginning,newest,next,@SECONDS}
 //! ```
 //!
 //! A node number holds all there is to know of a node but the stream's name, so that memory does
@@ -19,7 +19,8 @@ pub struct Node {
     pub(crate) kind: Kind,
     /// Our number for the stream, never 0; of the root it is 0.
     pub(crate) stream: u32,
-    /// Of a view the horizon; of a link its place in [`NAMED`], or behind those where it points.
+    /// Of a view the horizon; of a link its place in [`NAMED`], or behind those where it points; of
+    /// `events` and `lines` the first event kept, for without those before it is another file.
     pub(crate) index: u64,
 }
 
@@ -32,6 +33,7 @@ pub(crate) enum Kind {
     Lines,
     New,
     Count,
+    First,
     FromDir,
     AtDir,
     FollowDir,
@@ -42,19 +44,20 @@ pub(crate) enum Kind {
     Status,
 }
 
-const KINDS: [Kind; 14] = {
+const KINDS: [Kind; 15] = {
     use Kind::*;
     [
-        Root, Stream, Events, Lines, New, Count, FromDir, AtDir, FollowDir, From, At, Follow, Link,
-        Status,
+        Root, Stream, Events, Lines, New, Count, First, FromDir, AtDir, FollowDir, From, At,
+        Follow, Link, Status,
     ]
 };
 /// What is in the directory of a stream.
-pub(crate) const FILES: [(&str, Kind); 7] = [
+pub(crate) const FILES: [(&str, Kind); 8] = [
     ("events", Kind::Events),
     ("lines", Kind::Lines),
     ("new", Kind::New),
     ("count", Kind::Count),
+    ("first", Kind::First),
     ("from", Kind::FromDir),
     ("at", Kind::AtDir),
     ("follow", Kind::FollowDir),
@@ -71,7 +74,7 @@ pub(crate) const INDICES: u64 = (1 << 36) - 4;
 
 /// How long the kernel may believe a name or mode that another mount may change.
 const SHORT: Duration = Duration::from_secs(1);
-/// How long it may believe names that stay as long as their stream.
+/// How long it may believe names that stay as long as their stream, or are asked about at each stat.
 const LONG: Duration = Duration::from_secs(24 * 3600);
 
 impl Node {
@@ -137,7 +140,7 @@ impl Node {
     /// How long the kernel may believe its name.
     pub fn name_lifetime(self) -> Duration {
         match self.kind {
-            Kind::Root | Kind::Stream => SHORT,
+            Kind::Root | Kind::Stream | Kind::Events | Kind::Lines | Kind::From => SHORT,
             Kind::Link if self.index >= NAMED.len() as u64 => Duration::ZERO,
             _ => LONG,
         }

@@ -4,14 +4,14 @@ use std::sync::{Arc, Mutex};
 
 use crate::disk::Real;
 use crate::error::{Error, Result};
-use crate::node::Kind;
+use crate::node::{Kind, Node};
 use crate::stream::{Cursor, Stream};
 use crate::sys::lock;
 use crate::wait::{Answer, Waiters, Wake, Why};
 
 /// The reading half of an open file.
 pub struct Reader {
-    kind: Kind,
+    pub(crate) node: Node,
     stream: Arc<Stream<Real>>,
     waiters: Arc<Waiters>,
     /// What it shows begins here in the stream's view; and how much of that, when it is fixed.
@@ -32,20 +32,20 @@ struct State {
     /// A poller is parked, with this ticket: the kernel knows it by the open file, so one is enough.
     polled: bool,
     ticket: u64,
-    /// What `count` said.
-    count: Option<u64>,
+    /// What `count` or `first` said.
+    number: Option<u64>,
 }
 
 impl Reader {
     /// Of a file that shows the view from `base` on, `len` bytes of it.
     pub(crate) fn new(
-        kind: Kind,
+        node: Node,
         stream: Arc<Stream<Real>>,
         waiters: Arc<Waiters>,
         (base, len): (u64, u64),
     ) -> Reader {
-        let state = Mutex::new(State { ended: kind == Kind::Follow, ..State::default() });
-        Reader { kind, stream, waiters, base, len, state }
+        let state = Mutex::new(State { ended: node.kind == Kind::Follow, ..State::default() });
+        Reader { node, stream, waiters, base, len, state }
     }
 
     /// Where `offset` is in the stream's view.
@@ -58,21 +58,29 @@ impl Reader {
         self.view(lock(&self.state).end)
     }
 
+    /// Its size, and when it was written.
+    pub(crate) fn size(&self) -> Result<(u64, u64)> {
+        let tip = self.stream.tip()?;
+        let size = if self.node.follows() { 1 } else { tip.view.saturating_sub(self.base) };
+        Ok((size.min(self.len), tip.time))
+    }
+
     /// Up to `size` bytes from `offset` on; fewer only at the end.
     fn read(&self, offset: u64, size: usize) -> Result<Vec<u8>> {
-        match self.kind {
+        match self.node.kind {
             Kind::New => Ok(Vec::new()),
             Kind::Follow => self.read_next(size),
-            Kind::Count => {
+            kind @ (Kind::Count | Kind::First) => {
                 let mut reader = lock(&self.state);
-                let count = match reader.count {
+                let number = match reader.number {
                     // Who reads on gets the rest of the same number.
-                    Some(count) if offset > 0 => count,
+                    Some(number) if offset > 0 => number,
+                    _ if kind == Kind::First => self.stream.first()?,
                     _ => self.stream.count()?,
                 };
-                reader.count = Some(count);
+                reader.number = Some(number);
                 let offset = usize::try_from(offset).unwrap_or(usize::MAX);
-                Ok(format!("{count}\n").bytes().skip(offset).take(size).collect())
+                Ok(format!("{number}\n").bytes().skip(offset).take(size).collect())
             }
             _ => {
                 let left = usize::try_from(self.len.saturating_sub(offset)).unwrap_or(usize::MAX);
@@ -114,7 +122,7 @@ impl Reader {
         wait: Option<u32>,
         answer: Answer<Vec<u8>>,
     ) {
-        if self.kind == Kind::Follow && offset > 0 {
+        if self.node.kind == Kind::Follow && offset > 0 {
             // A later piece of a long read, which the first one answers; it may come before that.
             return answer(Ok(Vec::new()));
         }
@@ -123,7 +131,7 @@ impl Reader {
             Ok(bytes) => bytes.is_empty(),
             Err(error) => *error == Error::NotFound,
         };
-        if self.kind != Kind::Follow || !nothing {
+        if self.node.kind != Kind::Follow || !nothing {
             return answer(read);
         }
         if !std::mem::replace(&mut lock(&self.state).ended, true) {
@@ -163,7 +171,7 @@ impl Reader {
     /// but once. Where a read at the end does not wait, the end is such a thing, once: busybox's
     /// `read` polls before each read, and would never come to it.
     pub fn poll<N: FnOnce() + Send + 'static>(self: &Arc<Self>, notify: Option<N>) -> Result<bool> {
-        if !matches!(self.kind, Kind::Events | Kind::Lines | Kind::From | Kind::Follow) {
+        if !matches!(self.node.kind, Kind::Events | Kind::Lines | Kind::From | Kind::Follow) {
             return Ok(true);
         }
         let (end, ended) = {
