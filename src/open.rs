@@ -53,6 +53,7 @@ impl Open {
         let mut state = State::default();
         match kind {
             Kind::First => {}
+            _ if write && node.json => return Err(Error::NotPermitted),
             _ if flags & libc::O_TRUNC != 0 && !one => return Err(Error::NotPermitted),
             Kind::New | Kind::Events | Kind::Lines => {}
             Kind::Count | Kind::From | Kind::At | Kind::Follow if !write => {}
@@ -102,9 +103,9 @@ impl Open {
         if number == "\n" && dropped.load(Relaxed) {
             return Ok(());
         }
-        let first = match horizon(number.strip_suffix('\n').unwrap_or(number).as_ref()) {
-            Some(Horizon::Index(first)) => first,
-            _ => return Err(Error::Invalid),
+        let number = number.strip_suffix('\n').unwrap_or(number);
+        let Some(Horizon::Index(first)) = horizon(number.as_ref()) else {
+            return Err(Error::Invalid);
         };
         self.writer.stream.drop_before(first)?;
         dropped.store(true, Relaxed);

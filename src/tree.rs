@@ -3,6 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, DirBuilder, Metadata};
 use std::io::ErrorKind;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -217,7 +218,8 @@ impl Tree {
 
     /// Finds a node that the kernel will be told of, unless that is taken back by `forget`.
     fn find(&self, parent: Node, name: &OsStr) -> Result<Node> {
-        let node = match (parent.view(), horizon(name)) {
+        let plain = name.as_bytes().strip_suffix(b".json").map(OsStr::from_bytes);
+        let node = match (parent.view(), horizon(plain.unwrap_or(name))) {
             (Some(_), Some(Horizon::Named(place))) => parent.beside(Kind::Link, place),
             (Some(_), Some(Horizon::Time(time))) => {
                 let index = self.stream(parent)?.since(time)?.min(INDICES);
@@ -246,7 +248,7 @@ impl Tree {
             _ => return Err(Error::NotFound),
         };
         lock(&self.names).remember(node.stream);
-        Ok(node)
+        Ok(node.dressed(plain.is_some() && parent.view().is_some()))
     }
 
     /// The file of this kind in the directory of a stream.
@@ -283,7 +285,7 @@ impl Tree {
             2 => stream.count()?,
             to => to - NAMED.len() as u64,
         };
-        Ok(index.to_string())
+        Ok(if node.json { format!("{index}.json") } else { index.to_string() })
     }
 
     /// mkdir(2) by the user `owner` (uid, gid). The stream is theirs before it has its name, so that
