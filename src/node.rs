@@ -167,6 +167,11 @@ impl Node {
         }
     }
 
+    /// Whether it begins with the first event that is kept.
+    pub(crate) fn begins(self) -> bool {
+        matches!(self.kind, Kind::Events | Kind::Lines)
+    }
+
     /// Whether it is read as a pipe is: what comes, and not from any place. JSON has no size that
     /// could be told without reading all events, nor a place that could be found.
     pub fn flows(self) -> bool {

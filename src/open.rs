@@ -16,17 +16,6 @@ use crate::sys::lock;
 use crate::wait::{Answer, Waiters};
 use crate::writer::{State, Writer};
 
-/// What is said of a file that is not there any more because events were dropped. `events` and
-/// `lines` have their names still, which lead to another one: of these the kernel asks again.
-pub(crate) fn stale(node: Node, error: Error) -> Error {
-    match (node.kind, error) {
-        (Kind::Events | Kind::Lines, Error::Dropped) => {
-            Error::Os { errno: libc::ESTALE, what: "events were dropped".into() }
-        }
-        (_, error) => error,
-    }
-}
-
 /// An open file of a stream.
 pub struct Open {
     /// What was read.
@@ -69,7 +58,13 @@ impl Open {
         }
         match kind {
             Kind::Events | Kind::Lines | Kind::From | Kind::Follow => {
-                base = stream.view(index).map_err(|error| stale(node, error))?;
+                base = match stream.view(index) {
+                    // Who appends does not care where it begins.
+                    Err(Error::Dropped) if node.begins() && write && append => 0,
+                    // The name leads to another one since events were dropped: the kernel asks again.
+                    Err(Error::Dropped) if node.begins() => return Err(Error::Stale),
+                    view => view?,
+                };
             }
             Kind::At if write => len = 0,
             Kind::At => (base, len, _) = stream.meta(index)?,

@@ -15,7 +15,7 @@ use crate::disk::{Real, is_stream_name};
 use crate::error::{Error, Result};
 use crate::names::Names;
 use crate::node::{FILES, Horizon, INDICES, Kind, NAMED, Node, ROOT, STATUS, Type, horizon};
-use crate::open::{Entries, Handle, Handles, Open, stale};
+use crate::open::{Entries, Handle, Handles, Open};
 use crate::proc;
 use crate::store::Store;
 use crate::stream::Stream;
@@ -134,8 +134,18 @@ impl Tree {
             }
             Type::File => {
                 attr.mode &= 0o666;
-                let sized = size(node, &self.store.stream(&name)?);
-                let (size, time) = sized.or_else(|error| self.size_of_open(node, error))?;
+                let (size, time) = match size(node, &self.store.stream(&name)?) {
+                    // Who has it open keeps it; but of an event the time is not known any more.
+                    Err(Error::Dropped) if node.kind != Kind::At => match self.handles.of(node) {
+                        Some(open) => open.reader.size()?,
+                        // Its name leads to another one now.
+                        None if node.begins() => {
+                            return self.attr_of(self.file_of(node, node.kind)?);
+                        }
+                        None => return Err(Error::Dropped),
+                    },
+                    sized => sized?,
+                };
                 attr.size = size;
                 if time > 0 {
                     attr.time = UNIX_EPOCH + Duration::from_nanos(time);
@@ -143,15 +153,6 @@ impl Tree {
             }
         }
         Ok(attr)
-    }
-
-    /// Size and time of a file that begins with what was dropped by now: who has it open keeps it.
-    fn size_of_open(&self, node: Node, error: Error) -> Result<(u64, u64)> {
-        match self.handles.of(node) {
-            // An event has a time, too, which is not known any more.
-            Some(open) if error == Error::Dropped && node.kind != Kind::At => open.reader.size(),
-            _ => Err(stale(node, error)),
-        }
     }
 
     /// truncate(2), by the open file `handle` when it has one. Only what is not committed can go.
@@ -253,11 +254,11 @@ impl Tree {
 
     /// The file of this kind in the directory of a stream.
     fn file_of(&self, parent: Node, kind: Kind) -> Result<Node> {
-        let index = match kind {
-            Kind::Events | Kind::Lines => self.stream(parent)?.first()?.min(INDICES),
-            _ => 0,
-        };
-        Ok(parent.beside(kind, index))
+        let mut file = parent.beside(kind, 0);
+        if file.begins() {
+            file.index = self.stream(parent)?.first()?.min(INDICES);
+        }
+        Ok(file)
     }
 
     /// The kernel has forgotten `lookups` of the times it was told of a node.

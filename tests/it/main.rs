@@ -18,6 +18,7 @@ mod concurrent;
 mod damage;
 mod death;
 mod disks;
+mod drop;
 mod engine;
 mod errors;
 mod follow;
