@@ -49,10 +49,14 @@ impl Objects {
 
     /// Up to `size` bytes of what comes next; fewer only at the end, or before an error.
     pub(crate) fn peek<D: Disk>(&mut self, stream: &Arc<Stream<D>>, size: usize) -> Result<&[u8]> {
+        if self.made.len() - self.given < size {
+            self.made.drain(..self.given);
+            self.given = 0;
+        }
         while self.made.len() - self.given < size {
             match self.make(stream) {
                 Ok(true) => {}
-                Err(error) if self.made.len() == self.given => return Err(error),
+                Err(error) if self.made.is_empty() => return Err(error),
                 Ok(false) | Err(_) => break,
             }
         }
@@ -63,9 +67,6 @@ impl Objects {
     /// So many bytes of that were handed out.
     pub(crate) fn advance(&mut self, bytes: usize) {
         self.given += bytes;
-        if self.given == self.made.len() {
-            (self.made, self.given) = (Vec::new(), 0);
-        }
     }
 
     /// Makes more. False at the end.

@@ -28,6 +28,7 @@ mod harness;
 mod home;
 mod hostile;
 mod identity;
+mod json;
 mod languages;
 mod limits;
 mod programs;
