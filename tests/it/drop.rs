@@ -319,3 +319,58 @@ fn space_comes_back_on_xfs() {
 fn space_comes_back_on_btrfs() {
     space_comes_back("mkfs.btrfs -q", 256);
 }
+
+/// A file system that can make no holes.
+const NO_HOLES: &str = r"
+#define _GNU_SOURCE
+#include <errno.h>
+#include <sys/types.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+int fallocate(int fd, int mode, off_t from, off_t len)
+{
+    if (mode == 0)
+        return syscall(SYS_fallocate, fd, mode, from, len);
+    errno = EOPNOTSUPP;
+    return -1;
+}
+";
+
+#[test]
+fn where_no_holes_can_be_made_the_drop_holds_all_the_same() {
+    let dir = public_dir();
+    fs::write(dir.path().join("no_holes.c"), NO_HOLES).unwrap();
+    ok(&sh("sh", "cc -shared -fPIC -o no_holes.so no_holes.c", dir.path()));
+    let m = Mnt::in_env(&[("LD_PRELOAD", dir.path().join("no_holes.so"))]);
+    let s = m.stream("s");
+    append(s.join("events"), "x\n".repeat(20_000));
+    put(&s, 19_999);
+    let said = "stream \"s\": what was dropped keeps its space: Operation not supported";
+    assert!(m.log().contains(said), "{}", m.log());
+    m.restart();
+    assert_eq!((first(&s), text(&read(s.join("events")))), ("19999\n".into(), "x\n".into()));
+}
+
+#[test]
+fn damage_where_it_would_begin_is_eio_and_the_next_event_can_be_first() {
+    let m = Mnt::new();
+    let s = m.stream("s");
+    // One event a page, about.
+    append(s.join("events"), ("x".repeat(4000) + "\n").repeat(20));
+    m.stop();
+    let log = OpenOptions::new().write(true).open(m.store().join("s/log")).unwrap();
+    log.write_all_at(&[0xff; 2000], 10 * 4096).unwrap();
+    m.restart();
+    let damaged = (0..20).filter(|n| fs::read(s.join(format!("at/{n}"))).is_err());
+    let damaged: Vec<u64> = damaged.collect();
+    assert!((1..=2).contains(&damaged.len()), "{damaged:?}");
+    let (bad, good) = (damaged[0], damaged[damaged.len() - 1] + 1);
+    let begun = bad + u64::from(fs::write(s.join("first"), bad.to_string()).is_ok());
+    assert!(begun <= bad + 1 && m.log().contains(&format!("event {bad}")), "{}", m.log());
+    put(&s, good);
+    assert_eq!(read(s.join("events")).len() as u64, (20 - good) * 4001);
+    // Nothing that is kept is damaged now.
+    m.restart();
+    assert_eq!(read(s.join("events")).len() as u64, (20 - good) * 4001);
+    append(s.join("from/20"), "more\n");
+}
