@@ -44,7 +44,7 @@ fn crashes(m: &Mnt, rounds: u64, mut crash: impl FnMut(u64)) {
                     if try_append(s.join(format!("from/{n}")), event(n)).is_ok() {
                         next.store(n + 1, SeqCst);
                     }
-                    let keep = (n + 1) / 2 + n % 5;
+                    let keep = n.div_ceil(2) + n % 5;
                     if n % 3 == 0
                         && keep <= n
                         && fs::write(s.join("first"), keep.to_string()).is_ok()
@@ -81,7 +81,7 @@ fn powers_fail(mkfs: &str) {
     crashes(&machine.m, env("SMOLSTORE_IMAGES").unwrap_or(6), |round| {
         machine.cut(round as usize % 4, |write, _| match round % 3 {
             0 => true,
-            1 => (write + round as usize) % 2 == 0,
+            1 => (write + round as usize).is_multiple_of(2),
             _ => false,
         });
     });
