@@ -72,18 +72,19 @@ pub(crate) fn size(node: Node, stream: &Arc<Stream<Real>>) -> Result<(u64, u64)>
     let tip = stream.tip()?;
     let size = match node.kind {
         Kind::New => 0,
-        // A follower's file has no end, as a pipe has none. It is not empty, which sendfile(2), as in
+        // A file that flows has no end, as a pipe has none. It is not empty, which sendfile(2), as in
         // busybox cat, would take for the end; and not longer, or Java would take that for available.
-        Kind::Follow => 1,
+        Kind::At if node.json => return stream.meta(node.index).map(|(_, _, time)| (1, time)),
+        _ if node.flows() => stream.view(node.index).map(|_| 1)?,
         Kind::Count => tip.count.to_string().len() as u64 + 1,
-        Kind::From => tip.view.saturating_sub(stream.view(node.index)?),
+        Kind::First => stream.first()?.to_string().len() as u64 + 1,
         Kind::At => match stream.meta(node.index) {
             Ok((_, len, time)) => return Ok((len, time)),
             // Created, but not written yet.
             Err(Error::NotFound) => 0,
             Err(error) => return Err(error),
         },
-        _ => tip.view,
+        _ => tip.view.saturating_sub(stream.view(node.index)?),
     };
     Ok((size, tip.time))
 }

@@ -18,6 +18,8 @@ pub enum Error {
     Invalid,
     /// An event that was dropped.
     Dropped,
+    /// A name that leads to another file by now.
+    Stale,
     /// The store was opened for reading only, or is on a file system that became so.
     ReadOnly,
     /// More spilled batches at once than there are descriptors for.
@@ -75,6 +77,7 @@ impl Error {
             Error::NotPermitted => libc::EPERM,
             Error::Invalid | Error::Foreign(_) => libc::EINVAL,
             Error::Dropped => libc::ENODATA,
+            Error::Stale => libc::ESTALE,
             Error::ReadOnly => libc::EROFS,
             Error::TooManyBatches => libc::ENFILE,
             Error::Again => libc::EAGAIN,
@@ -116,6 +119,7 @@ impl fmt::Display for Error {
             Error::NotPermitted => f.write_str("streams are only ever appended to"),
             Error::Invalid => f.write_str("not a name for a stream, or not a place to write"),
             Error::Dropped => f.write_str("this event was dropped"),
+            Error::Stale => f.write_str("events were dropped: it is another file"),
             Error::ReadOnly => f.write_str("the store can only be read"),
             Error::TooManyBatches => f.write_str("too many large batches are being written"),
             Error::Damaged { stream, index, what } => {

@@ -262,7 +262,7 @@ impl Filesystem for Fuse {
         let asked = self.asked(request, format_args!("read {handle} {size} at {offset}"));
         // A read for the page cache, in the name of nobody: mmap, or sendfile(2) and splice(2), which
         // do not wait. To EINVAL they who use these answer by reading themselves.
-        if owner.is_none() && Node::of(node.0).is_ok_and(Node::follows) {
+        if owner.is_none() && Node::of(node.0).is_ok_and(Node::flows) {
             return reply.error(Errno::EINVAL);
         }
         if let Some(text) = self.0.text(node.0, handle.0) {
@@ -334,7 +334,7 @@ impl Filesystem for Fuse {
             asked,
             handle,
             reply,
-            |_, file, answer| file.writer.write(owner, place, bytes, answer),
+            |_, file, answer| file.write(owner, place, bytes, answer),
             move |reply, ()| reply.written(len),
         );
     }

@@ -35,8 +35,8 @@ impl<D: Disk> Stream<D> {
             };
             let head = Head { first, at, view, ..before };
             // Also when it says so already: an earlier try may be in the cache only.
-            let written = write_all(disk, log, &head.encode(), 0);
-            let synced = written.and_then(|()| disk.sync_data(log)).map_err(self.os("log"));
+            write_all(disk, log, &head.encode(), 0).map_err(self.os("log"))?;
+            let synced = disk.sync_data(log).map_err(self.os("log"));
             synced.map_err(|error| self.doubt(files, &error))?;
             *lock(&files.head) = head;
             self.shared.status.dropped(first - before.first, view - before.view);

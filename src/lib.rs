@@ -26,6 +26,8 @@
 //! | [`proc`]    | what /proc says of the process behind a request |                           |
 //! | [`wait`]    | those who wait for the next event               | fuser                     |
 //! | [`node`]    | places in the mounted tree, horizons            | files, clock, threads     |
+//! | [`json`]    | events as JSON                                  | files, clock, threads     |
+//! | `objects`   | the events of a stream as JSON, in pieces       | fuser                     |
 //! | `names`     | numbers for the streams that the kernel knows   | files, clock, threads     |
 //! | [`attr`]    | what stat(2) tells                              | fuser                     |
 //! | [`reader`]  | open files: how far they were read              | fuser                     |
@@ -47,10 +49,12 @@ pub mod disk;
 pub mod error;
 mod find;
 pub mod fuse;
+pub mod json;
 mod keep;
 mod log;
 mod names;
 pub mod node;
+mod objects;
 pub mod open;
 pub mod page;
 pub mod proc;

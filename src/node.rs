@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! /.status
-//! /S/{events,lines,new,count}   /S/{from,at,follow}/{N,beginning,newest,next,@SECONDS}
+//! /S/{events,lines,new,count,first}   /S/{from,at,follow}/{N,beginning,newest,next,@SECONDS}[.json]
 //! ```
 //!
 //! A node number holds all there is to know of a node but the stream's name, so that memory does
@@ -17,9 +17,12 @@ use crate::error::{Error, Result};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Node {
     pub(crate) kind: Kind,
+    /// Of a horizon: it shows its events as JSON.
+    pub(crate) json: bool,
     /// Our number for the stream, never 0; of the root it is 0.
     pub(crate) stream: u32,
-    /// Of a view the horizon; of a link its place in [`NAMED`], or behind those where it points.
+    /// Of a view the horizon; of a link its place in [`NAMED`], or behind those where it points; of
+    /// `events` and `lines` the first event kept, for without those before it is another file.
     pub(crate) index: u64,
 }
 
@@ -32,6 +35,7 @@ pub(crate) enum Kind {
     Lines,
     New,
     Count,
+    First,
     FromDir,
     AtDir,
     FollowDir,
@@ -42,19 +46,20 @@ pub(crate) enum Kind {
     Status,
 }
 
-const KINDS: [Kind; 14] = {
+const KINDS: [Kind; 15] = {
     use Kind::*;
     [
-        Root, Stream, Events, Lines, New, Count, FromDir, AtDir, FollowDir, From, At, Follow, Link,
-        Status,
+        Root, Stream, Events, Lines, New, Count, First, FromDir, AtDir, FollowDir, From, At,
+        Follow, Link, Status,
     ]
 };
 /// What is in the directory of a stream.
-pub(crate) const FILES: [(&str, Kind); 7] = [
+pub(crate) const FILES: [(&str, Kind); 8] = [
     ("events", Kind::Events),
     ("lines", Kind::Lines),
     ("new", Kind::New),
     ("count", Kind::Count),
+    ("first", Kind::First),
     ("from", Kind::FromDir),
     ("at", Kind::AtDir),
     ("follow", Kind::FollowDir),
@@ -64,14 +69,14 @@ pub(crate) const STATUS: &str = ".status";
 /// The named horizons. A link to any other is looked up anew each time.
 pub(crate) const NAMED: [&str; 3] = ["beginning", "newest", "next"];
 
-pub(crate) const ROOT: Node = Node { kind: Kind::Root, stream: 0, index: 0 };
-pub(crate) const STREAM_BITS: u32 = 24;
+pub(crate) const ROOT: Node = Node { kind: Kind::Root, json: false, stream: 0, index: 0 };
+pub(crate) const STREAM_BITS: u32 = 23;
 /// So many events of a stream can be addressed.
 pub(crate) const INDICES: u64 = (1 << 36) - 4;
 
 /// How long the kernel may believe a name or mode that another mount may change.
 const SHORT: Duration = Duration::from_secs(1);
-/// How long it may believe names that stay as long as their stream.
+/// How long it may believe names that stay as long as their stream, or are asked about at each stat.
 const LONG: Duration = Duration::from_secs(24 * 3600);
 
 impl Node {
@@ -80,9 +85,14 @@ impl Node {
         Node { stream, ..ROOT }.beside(Kind::Stream, 0)
     }
 
-    /// Its number: `index << 28 | stream << 4 | kind`.
+    /// Its number: `index << 28 | stream << 5 | json << 4 | kind`.
     pub fn number(self) -> u64 {
-        (self.index << STREAM_BITS | u64::from(self.stream)) << 4 | self.kind as u64
+        (self.index << STREAM_BITS | u64::from(self.stream)) << 5 | self.tag()
+    }
+
+    /// What it is, in five bits.
+    fn tag(self) -> u64 {
+        u64::from(self.json) << 4 | self.kind as u64
     }
 
     /// The node of a number. NotFound for one that was never given out.
@@ -90,20 +100,26 @@ impl Node {
         let kind = KINDS.iter().find(|kind| **kind as u64 == number & 0xf);
         Ok(Node {
             kind: *kind.ok_or(Error::NotFound)?,
-            stream: (number >> 4) as u32 & ((1 << STREAM_BITS) - 1),
-            index: number >> (STREAM_BITS + 4),
+            json: number & 0x10 > 0,
+            stream: (number >> 5) as u32 & ((1 << STREAM_BITS) - 1),
+            index: number >> (STREAM_BITS + 5),
         })
     }
 
     /// Its inode number, for good, of a stream with this `identity` (the root has 0). Within a stream
     /// all differ; those of two meet by chance. 53 bits, for JavaScript has no longer ones.
     pub(crate) fn inode(self, identity: u64) -> u64 {
-        identity.wrapping_add(self.index << 4 | self.kind as u64) & ((1 << 53) - 1)
+        identity.wrapping_add(self.index << 5 | self.tag()) & ((1 << 53) - 1)
     }
 
     /// Another node of the same stream.
     pub(crate) fn beside(self, kind: Kind, index: u64) -> Node {
-        Node { kind, index, ..self }
+        Node { kind, index, json: false, ..self }
+    }
+
+    /// The same horizon in its plain dress, or as JSON.
+    pub(crate) fn dressed(self, json: bool) -> Node {
+        Node { json, ..self }
     }
 
     /// The directory that it is in.
@@ -137,7 +153,7 @@ impl Node {
     /// How long the kernel may believe its name.
     pub fn name_lifetime(self) -> Duration {
         match self.kind {
-            Kind::Root | Kind::Stream => SHORT,
+            Kind::Root | Kind::Stream | Kind::Events | Kind::Lines | Kind::From => SHORT,
             Kind::Link if self.index >= NAMED.len() as u64 => Duration::ZERO,
             _ => LONG,
         }
@@ -151,9 +167,15 @@ impl Node {
         }
     }
 
-    /// Whether it is read as a pipe is: what comes, and not from any place.
-    pub fn follows(self) -> bool {
-        self.kind == Kind::Follow
+    /// Whether it begins with the first event that is kept.
+    pub(crate) fn begins(self) -> bool {
+        matches!(self.kind, Kind::Events | Kind::Lines)
+    }
+
+    /// Whether it is read as a pipe is: what comes, and not from any place. JSON has no size that
+    /// could be told without reading all events, nor a place that could be found.
+    pub fn flows(self) -> bool {
+        self.kind == Kind::Follow || self.json
     }
 }
 
@@ -259,7 +281,9 @@ mod tests {
             prop_assert_eq!(ROOT.number(), 1);
             for kind in KINDS {
                 let node = Node::stream(stream).beside(kind, index);
-                prop_assert_eq!(Node::of(node.number()), Ok(node));
+                for node in [node, node.dressed(true)] {
+                    prop_assert_eq!(Node::of(node.number()), Ok(node));
+                }
             }
             let link = Node::stream(stream).beside(Kind::Link, INDICES + NAMED.len() as u64);
             prop_assert_eq!(Node::of(link.number()), Ok(link));
@@ -267,13 +291,17 @@ mod tests {
 
         #[test]
         fn inode_numbers_differ_within_a_stream(identity: u64, a in 0..=INDICES, b in 0..=INDICES) {
-            let all = |index| KINDS.map(|kind| Node::stream(1).beside(kind, index).inode(identity));
+            let all = |index| {
+                let nodes = KINDS.map(|kind| Node::stream(1).beside(kind, index));
+                let both = nodes.into_iter().flat_map(|node| [node, node.dressed(true)]);
+                both.map(|node| node.inode(identity)).collect::<Vec<_>>()
+            };
             let (these, those) = (all(a), all(b));
             prop_assert!(a == b || these.iter().all(|inode| !those.contains(inode)));
-            let mut distinct = these.to_vec();
+            let mut distinct = these;
             distinct.sort_unstable();
             distinct.dedup();
-            prop_assert_eq!(distinct.len(), KINDS.len());
+            prop_assert_eq!(distinct.len(), 2 * KINDS.len());
         }
 
         #[test]

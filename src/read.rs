@@ -113,7 +113,11 @@ impl<D: Disk> Stream<D> {
         let (mut next, mut ready) = (n, Vec::new().into_iter());
         Ok(std::iter::from_fn(move || {
             if ready.len() == 0 && next < tip.count {
-                match stream.some(next, tip.count) {
+                let some = stream.some(next, tip.count).and_then(|some| match some.is_empty() {
+                    true => Ok(vec![stream.event(next)?]),
+                    false => Ok(some),
+                });
+                match some {
                     Ok(events) => ready = events.into_iter(),
                     Err(error) => {
                         next += 1;
@@ -131,8 +135,9 @@ impl<D: Disk> Stream<D> {
         }))
     }
 
-    /// At least one of the events `n..count`, as many as are in a piece of the log.
-    fn some(self: &Arc<Self>, n: u64, count: u64) -> Result<Vec<Event>> {
+    /// Events of `n..count`, as many as are in a piece of the log. None when the first of them is
+    /// long, or damaged.
+    pub(crate) fn some(self: &Arc<Self>, n: u64, count: u64) -> Result<Vec<Event>> {
         let (files, tip) = self.keeps(n)?;
         let (seed, mut scan) = (files.seed(), files.scan(PIECE)?);
         let Spot { block, mut into } = files.event(&mut scan, &tip, n)?;
@@ -153,11 +158,7 @@ impl<D: Disk> Stream<D> {
             (at, view, into) = (page::place(block.end()), block.view_end(), 0);
         }
         events.truncate(usize::try_from(count - n).unwrap_or(usize::MAX));
-        match events.is_empty() {
-            // It is long, or damaged.
-            true => Ok(vec![self.event(n)?]),
-            false => Ok(events),
-        }
+        Ok(events)
     }
 
     /// The first event committed at or after `time` (nanoseconds since the Unix epoch); the count

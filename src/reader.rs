@@ -4,14 +4,15 @@ use std::sync::{Arc, Mutex};
 
 use crate::disk::Real;
 use crate::error::{Error, Result};
-use crate::node::Kind;
+use crate::node::{Kind, Node};
+use crate::objects::Objects;
 use crate::stream::{Cursor, Stream};
 use crate::sys::lock;
 use crate::wait::{Answer, Waiters, Wake, Why};
 
 /// The reading half of an open file.
 pub struct Reader {
-    kind: Kind,
+    pub(crate) node: Node,
     stream: Arc<Stream<Real>>,
     waiters: Arc<Waiters>,
     /// What it shows begins here in the stream's view; and how much of that, when it is fixed.
@@ -24,6 +25,8 @@ pub struct Reader {
 #[derive(Default)]
 struct State {
     cursor: Cursor,
+    /// Of JSON, what is still to come.
+    objects: Option<Objects>,
     /// Of a follower, where it is: those who share it share what comes.
     end: u64,
     /// Whoever reads knows that this is the end. A follower's file has none, unless its wait is over,
@@ -32,20 +35,23 @@ struct State {
     /// A poller is parked, with this ticket: the kernel knows it by the open file, so one is enough.
     polled: bool,
     ticket: u64,
-    /// What `count` said.
-    count: Option<u64>,
+    /// What `count` or `first` said.
+    number: Option<u64>,
 }
 
 impl Reader {
     /// Of a file that shows the view from `base` on, `len` bytes of it.
     pub(crate) fn new(
-        kind: Kind,
+        node: Node,
         stream: Arc<Stream<Real>>,
         waiters: Arc<Waiters>,
         (base, len): (u64, u64),
     ) -> Reader {
-        let state = Mutex::new(State { ended: kind == Kind::Follow, ..State::default() });
-        Reader { kind, stream, waiters, base, len, state }
+        let until = if node.kind == Kind::At { node.index + 1 } else { u64::MAX };
+        let objects = node.json.then(|| Objects::new(node.index..until, base));
+        let ended = node.kind == Kind::Follow;
+        let state = Mutex::new(State { objects, ended, ..State::default() });
+        Reader { node, stream, waiters, base, len, state }
     }
 
     /// Where `offset` is in the stream's view.
@@ -55,24 +61,33 @@ impl Reader {
 
     /// How far it was read.
     fn seen(&self) -> u64 {
-        self.view(lock(&self.state).end)
+        let state = lock(&self.state);
+        state.objects.as_ref().map_or(self.view(state.end), Objects::seen)
+    }
+
+    /// Its size, and when it was written.
+    pub(crate) fn size(&self) -> Result<(u64, u64)> {
+        let tip = self.stream.tip()?;
+        let size = if self.node.flows() { 1 } else { tip.view.saturating_sub(self.base) };
+        Ok((size.min(self.len), tip.time))
     }
 
     /// Up to `size` bytes from `offset` on; fewer only at the end.
     fn read(&self, offset: u64, size: usize) -> Result<Vec<u8>> {
-        match self.kind {
+        match self.node.kind {
             Kind::New => Ok(Vec::new()),
-            Kind::Follow => self.read_next(size),
-            Kind::Count => {
+            _ if self.node.flows() => self.read_next(size),
+            kind @ (Kind::Count | Kind::First) => {
                 let mut reader = lock(&self.state);
-                let count = match reader.count {
+                let number = match reader.number {
                     // Who reads on gets the rest of the same number.
-                    Some(count) if offset > 0 => count,
+                    Some(number) if offset > 0 => number,
+                    _ if kind == Kind::First => self.stream.first()?,
                     _ => self.stream.count()?,
                 };
-                reader.count = Some(count);
+                reader.number = Some(number);
                 let offset = usize::try_from(offset).unwrap_or(usize::MAX);
-                Ok(format!("{count}\n").bytes().skip(offset).take(size).collect())
+                Ok(format!("{number}\n").bytes().skip(offset).take(size).collect())
             }
             _ => {
                 let left = usize::try_from(self.len.saturating_sub(offset)).unwrap_or(usize::MAX);
@@ -89,19 +104,28 @@ impl Reader {
         }
     }
 
-    /// What a follower has not read, up to `size` bytes. If there is more it ends with an event, when
+    /// What was not read of a file that flows, up to `size` bytes. If there is more it ends with an event, when
     /// one fits in: no two of those who share the file are to get halves of it.
     fn read_next(&self, size: usize) -> Result<Vec<u8>> {
         let mut reader = lock(&self.state);
         let reader = &mut *reader;
         let view = self.view(reader.end);
-        let mut bytes = self.stream.read_view(view, size, &mut reader.cursor)?;
+        let mut bytes = match &mut reader.objects {
+            Some(objects) => objects.peek(&self.stream, size)?.to_vec(),
+            None => self.stream.read_view(view, size, &mut reader.cursor)?,
+        };
         if bytes.len() == size
             && let Some(last) = bytes.iter().rposition(|byte| *byte == b'\n')
         {
             bytes.truncate(last + 1);
         }
         reader.end += bytes.len() as u64;
+        if let Some(objects) = &mut reader.objects {
+            objects.advance(bytes.len());
+        }
+        if self.node.kind != Kind::Follow {
+            reader.ended = bytes.is_empty();
+        }
         Ok(bytes)
     }
 
@@ -114,7 +138,7 @@ impl Reader {
         wait: Option<u32>,
         answer: Answer<Vec<u8>>,
     ) {
-        if self.kind == Kind::Follow && offset > 0 {
+        if self.node.flows() && offset > 0 {
             // A later piece of a long read, which the first one answers; it may come before that.
             return answer(Ok(Vec::new()));
         }
@@ -123,7 +147,7 @@ impl Reader {
             Ok(bytes) => bytes.is_empty(),
             Err(error) => *error == Error::NotFound,
         };
-        if self.kind != Kind::Follow || !nothing {
+        if self.node.kind != Kind::Follow || !nothing {
             return answer(read);
         }
         if !std::mem::replace(&mut lock(&self.state).ended, true) {
@@ -163,13 +187,13 @@ impl Reader {
     /// but once. Where a read at the end does not wait, the end is such a thing, once: busybox's
     /// `read` polls before each read, and would never come to it.
     pub fn poll<N: FnOnce() + Send + 'static>(self: &Arc<Self>, notify: Option<N>) -> Result<bool> {
-        if !matches!(self.kind, Kind::Events | Kind::Lines | Kind::From | Kind::Follow) {
+        if !matches!(self.node.kind, Kind::Events | Kind::Lines | Kind::From | Kind::Follow) {
             return Ok(true);
         }
-        let (end, ended) = {
-            let reader = lock(&self.state);
-            (self.view(reader.end), reader.ended)
-        };
+        let (end, ended) = (self.seen(), lock(&self.state).ended);
+        if lock(&self.state).objects.as_ref().is_some_and(Objects::ready) {
+            return Ok(true);
+        }
         let news = match self.stream.news() {
             // A stream that is gone has an end, too.
             Err(_) if !ended => return Ok(true),

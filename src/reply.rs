@@ -83,7 +83,7 @@ pub(crate) fn entry(reply: ReplyEntry, attr: Attr) {
 pub(crate) fn open_flags(node: INodeNo, flags: OpenFlags) -> FopenFlags {
     let mut how = FopenFlags::FOPEN_DIRECT_IO;
     // Whoever waits in a follower must not hold the lock of its position.
-    how.set(FopenFlags::FOPEN_STREAM, Node::of(node.0).is_ok_and(Node::follows));
+    how.set(FopenFlags::FOPEN_STREAM, Node::of(node.0).is_ok_and(Node::flows));
     // Who only reads has nothing to commit.
     how.set(FopenFlags::FOPEN_NOFLUSH, flags.0 & libc::O_ACCMODE == libc::O_RDONLY);
     how

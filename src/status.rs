@@ -31,12 +31,15 @@ pub struct Status {
     /// Batches by how long they took.
     took: [AtomicU64; BUCKETS],
     longest: AtomicU64,
+    /// Nanoseconds that all of them took.
+    total: AtomicU64,
 }
 
 impl Default for Status {
     fn default() -> Status {
         let took = [const { AtomicU64::new(0) }; BUCKETS];
-        Status { counters: Default::default(), took, longest: AtomicU64::default() }
+        let (longest, total) = (AtomicU64::default(), AtomicU64::default());
+        Status { counters: Default::default(), took, longest, total }
     }
 }
 
@@ -58,6 +61,7 @@ impl Status {
         self.add(1, &[1, events, bytes]);
         self.took[bucket(nanos)].fetch_add(1, Relaxed);
         self.longest.fetch_max(nanos, Relaxed);
+        self.total.fetch_add(nanos, Relaxed);
     }
 
     /// An append was refused, because its guard was lost or because of an error.
@@ -120,6 +124,9 @@ impl Status {
         ] {
             let _ = writeln!(text, "{name}{{quantile=\"{share}\"}} {:>20}", nanos as f64 / 1e9);
         }
+        let (sum, count) = (self.total.load(Relaxed), &self.counters[1]);
+        let _ = writeln!(text, "{name}_sum {:>20}", sum as f64 / 1e9);
+        let _ = writeln!(text, "{name}_count {:>20}", count.load(Relaxed));
         text
     }
 }
@@ -177,6 +184,8 @@ mod tests {
             "# TYPE smolstore_open_files gauge",
             "smolstore_open_files 3",
             "smolstore_commit_seconds{quantile=\"1\"} 0.0001",
+            "smolstore_commit_seconds_sum 0.00505",
+            "smolstore_commit_seconds_count 100",
         ] {
             let words = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
             assert!(text.lines().any(|found| words(found) == words(line)), "{line}: {text}");

@@ -1,9 +1,9 @@
 //! The mounted tree: names, attributes, open files. Knows nothing of fuser.
 
-use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, DirBuilder, Metadata};
 use std::io::ErrorKind;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -15,25 +15,12 @@ use crate::disk::{Real, is_stream_name};
 use crate::error::{Error, Result};
 use crate::names::Names;
 use crate::node::{FILES, Horizon, INDICES, Kind, NAMED, Node, ROOT, STATUS, Type, horizon};
-use crate::open::Open;
+use crate::open::{Entries, Handle, Handles, Open};
 use crate::proc;
 use crate::store::Store;
 use crate::stream::Stream;
 use crate::sys::{self, lock};
 use crate::wait::{Answer, Waiters};
-
-enum Handle {
-    File(Arc<Open>),
-    /// The status, as it was then.
-    Text(Arc<str>),
-    /// A directory, and its entries when it was last read from the beginning.
-    Directory(Node, Entries),
-}
-
-/// What is in a directory: inode numbers, types, names.
-pub type Entries = Arc<Vec<(u64, Type, OsString)>>;
-
-// ---- the tree --------------------------------------------------------------------------------
 
 /// The mounted tree.
 pub struct Tree {
@@ -42,8 +29,8 @@ pub struct Tree {
     /// Nobody but the owner of the mount may enter.
     private: Option<u32>,
     names: Mutex<Names>,
-    handles: Mutex<HashMap<u64, Handle>>,
-    next_handle: AtomicU64,
+    handles: Handles,
+    next_name: AtomicU64,
     waiters: Arc<Waiters>,
     began: Instant,
     /// Each request is to be told to the operator.
@@ -58,8 +45,8 @@ impl Tree {
             root,
             private,
             names: Mutex::default(),
-            handles: Mutex::default(),
-            next_handle: AtomicU64::new(1),
+            handles: Handles::default(),
+            next_name: AtomicU64::default(),
             waiters: Arc::default(),
             began: Instant::now(),
             tracing: AtomicBool::new(false),
@@ -67,7 +54,7 @@ impl Tree {
     }
 
     fn status(&self) -> String {
-        let (open, waiting) = (lock(&self.handles).len(), self.waiters.len());
+        let (open, waiting) = (self.handles.len(), self.waiters.len());
         let uptime = self.began.elapsed().as_secs_f64();
         self.store.status().text(&[
             ("open_files", "gauge", "Open files and directories", open as f64),
@@ -147,7 +134,18 @@ impl Tree {
             }
             Type::File => {
                 attr.mode &= 0o666;
-                let (size, time) = size(node, &self.store.stream(&name)?)?;
+                let (size, time) = match size(node, &self.store.stream(&name)?) {
+                    // Who has it open keeps it; but of an event the time is not known any more.
+                    Err(Error::Dropped) if node.kind != Kind::At => match self.handles.of(node) {
+                        Some(open) => open.reader.size()?,
+                        // Its name leads to another one now.
+                        None if node.begins() => {
+                            return self.attr_of(self.file_of(node, node.kind)?);
+                        }
+                        None => return Err(Error::Dropped),
+                    },
+                    sized => sized?,
+                };
                 attr.size = size;
                 if time > 0 {
                     attr.time = UNIX_EPOCH + Duration::from_nanos(time);
@@ -162,6 +160,7 @@ impl Tree {
         let node = Node::of(number)?;
         let one = matches!(node.kind, Kind::New | Kind::At);
         match handle {
+            _ if node.kind == Kind::First && size == 0 => Ok(()),
             Some(handle) => self.file(handle)?.writer.truncate(size),
             None if one && size == 0 && self.attr_of(node)?.size == 0 => Ok(()),
             None => Err(Error::NotPermitted),
@@ -182,7 +181,7 @@ impl Tree {
         let mode = mode.map_or(attr.mode, |mode| mode & 0o7777);
         let (uid, gid) = (uid.unwrap_or(attr.uid), gid.unwrap_or(attr.gid));
         let same = (mode, uid, gid) == (attr.mode, attr.uid, attr.gid);
-        if same || matches!(node.kind, Kind::New | Kind::At) {
+        if same || matches!(node.kind, Kind::New | Kind::At | Kind::First) {
             return Ok(attr);
         }
         // A private root does not show what it is.
@@ -220,11 +219,15 @@ impl Tree {
 
     /// Finds a node that the kernel will be told of, unless that is taken back by `forget`.
     fn find(&self, parent: Node, name: &OsStr) -> Result<Node> {
-        let node = match (parent.view(), horizon(name)) {
+        let plain = name.as_bytes().strip_suffix(b".json").map(OsStr::from_bytes);
+        let node = match (parent.view(), horizon(plain.unwrap_or(name))) {
             (Some(_), Some(Horizon::Named(place))) => parent.beside(Kind::Link, place),
             (Some(_), Some(Horizon::Time(time))) => {
                 let index = self.stream(parent)?.since(time)?.min(INDICES);
                 parent.beside(Kind::Link, NAMED.len() as u64 + index)
+            }
+            (Some(_), Some(Horizon::Index(index))) if index < self.stream(parent)?.first()? => {
+                return Err(Error::Dropped);
             }
             (Some(view), Some(Horizon::Index(index)))
                 if index <= self.stream(parent)?.count()?.min(INDICES) =>
@@ -241,12 +244,21 @@ impl Tree {
             _ if parent.kind == Kind::Root && name == STATUS => parent.beside(Kind::Status, 0),
             _ if parent.kind == Kind::Stream => {
                 let kind = FILES.iter().find(|(file, _)| *file == name);
-                parent.beside(kind.ok_or(Error::NotFound)?.1, 0)
+                self.file_of(parent, kind.ok_or(Error::NotFound)?.1)?
             }
             _ => return Err(Error::NotFound),
         };
         lock(&self.names).remember(node.stream);
-        Ok(node)
+        Ok(node.dressed(plain.is_some() && parent.view().is_some()))
+    }
+
+    /// The file of this kind in the directory of a stream.
+    fn file_of(&self, parent: Node, kind: Kind) -> Result<Node> {
+        let mut file = parent.beside(kind, 0);
+        if file.begins() {
+            file.index = self.stream(parent)?.first()?.min(INDICES);
+        }
+        Ok(file)
     }
 
     /// The kernel has forgotten `lookups` of the times it was told of a node.
@@ -266,15 +278,15 @@ impl Tree {
 
     /// Where a link points.
     fn target(&self, node: Node) -> Result<String> {
-        let count = || self.stream(node)?.count();
+        let stream = self.stream(node)?;
         // As in [`NAMED`].
         let index = match node.index {
-            0 => 0,
-            1 => count()?.saturating_sub(1),
-            2 => count()?,
+            0 => stream.first()?,
+            1 => stream.count()?.saturating_sub(1).max(stream.first()?),
+            2 => stream.count()?,
             to => to - NAMED.len() as u64,
         };
-        Ok(index.to_string())
+        Ok(if node.json { format!("{index}.json") } else { index.to_string() })
     }
 
     /// mkdir(2) by the user `owner` (uid, gid). The stream is theirs before it has its name, so that
@@ -312,7 +324,7 @@ impl Tree {
     /// Makes a directory in the store that is no stream.
     fn nameless(&self) -> Result<PathBuf> {
         loop {
-            let n = self.next_handle.fetch_add(1, Relaxed);
+            let n = self.next_name.fetch_add(1, Relaxed);
             let path = self.root.join(format!(".smolstore.{}.{n}", std::process::id()));
             match DirBuilder::new().mode(0o700).create(&path) {
                 // Of another host, or of one that crashed.
@@ -370,12 +382,12 @@ impl Tree {
         let node = Node::of(number)?;
         if node.kind == Kind::Status {
             return match flags & libc::O_ACCMODE {
-                libc::O_RDONLY => Ok(self.keep(Handle::Text(self.status().into()))),
+                libc::O_RDONLY => Ok(self.handles.keep(Handle::Text(self.status().into()))),
                 _ => Err(Error::NotPermitted),
             };
         }
         let open = Open::new(node, self.stream(node)?, flags, self.waiters.clone())?;
-        Ok(self.keep(Handle::File(Arc::new(open))))
+        Ok(self.handles.keep(Handle::File(Arc::new(open))))
     }
 
     /// creat(2): only `at/N`, where N is the next index.
@@ -392,16 +404,10 @@ impl Tree {
         created().inspect_err(|_| self.forget(node.number(), 1))
     }
 
-    fn keep(&self, handle: Handle) -> u64 {
-        let number = self.next_handle.fetch_add(1, Relaxed);
-        lock(&self.handles).insert(number, handle);
-        number
-    }
-
     /// An open file.
     pub fn file(&self, handle: u64) -> Result<Arc<Open>> {
-        match lock(&self.handles).get(&handle) {
-            Some(Handle::File(open)) => Ok(open.clone()),
+        match self.handles.get(handle)? {
+            Handle::File(open) => Ok(open),
             _ => Err(Error::Invalid),
         }
     }
@@ -421,11 +427,8 @@ impl Tree {
 
     /// The last close of an open file or directory.
     pub fn release(&self, handle: u64) -> Result<()> {
-        // Dropped after the lock: a batch given up may have space to give back.
-        let handle = lock(&self.handles).remove(&handle);
-        match handle.ok_or(Error::Invalid)? {
-            Handle::File(open) => open.release(),
-            Handle::Text(_) | Handle::Directory(..) => {}
+        if let Handle::File(open) = self.handles.take(handle)? {
+            open.release();
         }
         Ok(())
     }
@@ -435,8 +438,8 @@ impl Tree {
         if number != ROOT.beside(Kind::Status, 0).number() {
             return None;
         }
-        match lock(&self.handles).get(&handle) {
-            Some(Handle::Text(text)) => Some(text.clone()),
+        match self.handles.get(handle) {
+            Ok(Handle::Text(text)) => Some(text),
             _ => None,
         }
     }
@@ -444,20 +447,19 @@ impl Tree {
     /// opendir(3).
     pub fn opendir(&self, number: u64) -> Result<u64> {
         let node = Node::of(number)?;
-        Ok(self.keep(Handle::Directory(node, Arc::default())))
+        Ok(self.handles.keep(Handle::Directory(node, Arc::default())))
     }
 
     /// readdir(3): the entries of an open directory, as they are now or, unless it is read from
     /// the `beginning`, were then.
     pub fn entries(&self, handle: u64, beginning: bool) -> Result<Entries> {
-        let node = match lock(&self.handles).get(&handle) {
-            Some(Handle::Directory(node, _)) if beginning => *node,
-            Some(Handle::Directory(_, entries)) => return Ok(entries.clone()),
+        let node = match self.handles.get(handle)? {
+            Handle::Directory(node, _) if beginning => node,
+            Handle::Directory(_, entries) => return Ok(entries),
             _ => return Err(Error::Invalid),
         };
         let entries = Arc::new(self.list(node)?);
-        let read = Handle::Directory(node, entries.clone());
-        lock(&self.handles).entry(handle).and_modify(|handle| *handle = read);
+        self.handles.replace(handle, Handle::Directory(node, entries.clone()));
         Ok(entries)
     }
 
@@ -480,7 +482,11 @@ impl Tree {
                 }
             }
             Kind::Stream => {
-                entries.extend(FILES.map(|(name, kind)| entry(node.beside(kind, 0), name)));
+                for (name, kind) in FILES {
+                    // What cannot be read is listed all the same.
+                    let file = self.file_of(node, kind).unwrap_or(node.beside(kind, 0));
+                    entries.push(entry(file, name));
+                }
             }
             // Who goes through a tree and follows its links would wait there for ever.
             Kind::FollowDir => {}

@@ -8,12 +8,13 @@ use std::os::unix::fs::{DirEntryExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 /// All there is of a stream, as a walk may come to it.
-const NODES: [&str; 17] = [
+const NODES: [&str; 21] = [
     "",
     "events",
     "lines",
     "new",
     "count",
+    "first",
     "from",
     "at",
     "follow",
@@ -24,6 +25,9 @@ const NODES: [&str; 17] = [
     "at/1",
     "follow/0",
     "follow/1",
+    "from/0.json",
+    "at/0.json",
+    "follow/1.json",
     "from/newest",
     "at/beginning",
 ];
