@@ -251,6 +251,49 @@ fn what_cannot_be_read_is_damage_where_more_is_known_to_be() {
     assert_eq!((found.tip.at, found.lost, found.failed), (places[0], None, Some("unreadable")));
 }
 
+#[test]
+fn a_block_follows_only_where_all_of_it_fits() {
+    let [whole, inside] = [true, false].map(|whole| Tip {
+        at: 40,
+        end: 100,
+        crc: 7,
+        count: 3,
+        view: 20,
+        time: 50,
+        whole,
+    });
+    let next = |flags, time| Block {
+        at: 100,
+        len: 1,
+        flags,
+        prev: 7,
+        index: 3,
+        view: 20,
+        time,
+        ..Block::default()
+    };
+    let (first, rest) = (next(FIRST, 51), next(LAST, 50));
+    assert!(whole.leads_to(&first) && inside.leads_to(&rest));
+    // A commit begins with a first block, later than the one before, and shares one time.
+    for other in [rest, next(FIRST, 50), next(FIRST, 49), next(0, 51)] {
+        assert!(!whole.leads_to(&other), "{other:?}");
+    }
+    for other in [first, next(LAST, 51), next(LAST, 49), next(FIRST, 50)] {
+        assert!(!inside.leads_to(&other), "{other:?}");
+    }
+    for (tip, fits) in [(whole, first), (inside, rest)] {
+        for other in [
+            Block { prev: 8, ..fits },
+            Block { index: 4, ..fits },
+            Block { index: 2, ..fits },
+            Block { view: 21, ..fits },
+            Block { prev: 8, index: 4, ..fits },
+        ] {
+            assert!(!tip.leads_to(&other), "{other:?}");
+        }
+    }
+}
+
 proptest! {
     /// Bytes of a log at other places, over others or gone: no walk fails, or goes on for ever.
     #[test]

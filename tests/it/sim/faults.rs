@@ -142,7 +142,6 @@ const FAULTS: &[Fault] = &[
     fault("anything behind damage", "walk.rs", &[("if block.is(FIRST) || block.at <= *proof {", "if fault!() || block.is(FIRST) || block.at <= *proof {")]),
     fault("a lost end passes for the end", "walk.rs", &[("_ => return lose(pages, head, from, BLOCK, damaged),", "_ if !fault!() => return lose(pages, head, from, BLOCK, damaged), _ => nothing,")]),
     fault("adopted blocks not rewritten", "log.rs", &[(r#"write_all(disk, log, &piece[..read], at).map_err(self.os("log"))?;"#, "")]),
-    fault("adopted without the head", "log.rs", &[(r#"write_all(disk, log, &found.head.encode(), 0).map_err(self.os("log"))?;"#, "")]),
     fault("adopted without a sync", "log.rs", &[(r#"disk.sync_data(log).map_err(self.os("log"))?; self.sync_names()"#, "Ok(())")]),
     fault("adopted without its names", "log.rs", &[(r#"disk.sync_data(log).map_err(self.os("log"))?; self.sync_names()"#, r#"disk.sync_data(log).map_err(self.os("log"))"#)]),
     fault("failed sync of what was adopted ignored", "log.rs", &[(r#"disk.sync_data(log).map_err(self.os("log"))?; self.sync_names()"#, r#"{ let _ = disk.sync_data(log); self.sync_names() }"#)]),
@@ -169,7 +168,30 @@ const FAULTS: &[Fault] = &[
         &[(r#"disk.sync_dir(Path::new("")).map_err(Error::os("the store"))"#, "Ok(())")],
     ),
     fault("a split batch keeps the torn line, too", "room.rs", &[("part.tally.len = part.tally.complete;", "")]),
-    fault("a batch for each sync", "commit.rs", &[("blocks.end(part.shape);", "blocks.end(part.shape); if fault!() { flush(&mut blocks).map_err(self.os(\"log\"))?; }")]),
+    fault(
+        "several units for one sync",
+        "batch.rs",
+        &[(
+            "let raw = shape == Shape::One;",
+            "let raw = shape == Shape::One;
+            if fault!() && !self.inside && self.block.len > 0 && !bytes.is_empty() {
+                self.block.flags |= LAST;
+                let before = self.seal();
+                let at = page::place(before.end);
+                self.block = Block {
+                    at,
+                    flags: FIRST,
+                    prev: before.crc,
+                    index: before.count,
+                    time: before.time + 1,
+                    view: before.view,
+                    ..Block::default()
+                };
+                self.out.resize((at - self.from) as usize + HEADER, 0);
+                self.enter();
+            }",
+        )],
+    ),
 ];
 
 /// Seeds enough to find each of them.
