@@ -127,6 +127,8 @@ enum Place {
     Follow(usize, usize),
     New(usize),
     Count(usize),
+    /// Nothing is dropped here.
+    First(usize),
     /// Leads to an index as of now.
     Link(usize, usize),
     /// What the daemon tells of itself.
@@ -309,6 +311,7 @@ impl World {
                 b"events" | b"lines" => Some(Place::Lines(id, 0)),
                 b"new" => Some(Place::New(id)),
                 b"count" => Some(Place::Count(id)),
+                b"first" => Some(Place::First(id)),
                 b"from" => Some(Place::Views(id, View::From)),
                 b"at" => Some(Place::Views(id, View::At)),
                 b"follow" => Some(Place::Views(id, View::Follow)),
@@ -386,6 +389,7 @@ impl World {
             Place::Follow(..) => (Type::File, Some(1)),
             Place::New(_) => (Type::File, Some(0)),
             Place::Count(id) => (Type::File, Some(self.model(id).count().to_string().len() + 1)),
+            Place::First(_) => (Type::File, Some(2)),
             Place::Link(_, to) => (Type::Link, Some(to.to_string().len())),
         };
         assert_eq!(attr.node.file_type(), kind, "{place:?}");
@@ -401,6 +405,7 @@ impl World {
             Place::Lines(id, from) | Place::Follow(id, from) => self.model(id).view(from),
             Place::At(id, n) => self.model(id).events[n].0.clone(),
             Place::Count(id) => format!("{}\n", self.model(id).count()).into(),
+            Place::First(_) => b"0\n".to_vec(),
             Place::New(_) => Vec::new(),
             Place::Status => {
                 let handle = self.tree.open(number, libc::O_RDONLY).unwrap();
@@ -657,7 +662,7 @@ impl World {
         let mut expected: Vec<&[u8]> = match place {
             Place::Root => self.streams.keys().map(Vec::as_slice).collect(),
             Place::Stream(_) => {
-                vec![b"events", b"lines", b"new", b"count", b"from", b"at", b"follow"]
+                vec![b"events", b"lines", b"new", b"count", b"first", b"from", b"at", b"follow"]
             }
             Place::Views(_, View::Follow) => Vec::new(),
             Place::Views(..) => vec![b"beginning", b"newest", b"next"],
@@ -736,9 +741,11 @@ impl Place {
             Place::Stream(id) | Place::Views(id, _) | Place::Lines(id, _) | Place::At(id, _) => {
                 Some(id)
             }
-            Place::Follow(id, _) | Place::New(id) | Place::Count(id) | Place::Link(id, _) => {
-                Some(id)
-            }
+            Place::Follow(id, _)
+            | Place::New(id)
+            | Place::Count(id)
+            | Place::First(id)
+            | Place::Link(id, _) => Some(id),
         }
     }
 }
