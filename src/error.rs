@@ -87,6 +87,8 @@ impl Error {
             Error::Os { errno, .. } => match *errno {
                 libc::EINTR | libc::EAGAIN | libc::EEXIST | libc::EINVAL | libc::EBADF => libc::EIO,
                 libc::EMSGSIZE | libc::EFAULT | libc::ENOSYS | 0 => libc::EIO,
+                // As if it were this mount that is dead.
+                libc::ENOTCONN | libc::ESHUTDOWN | libc::ESTALE | libc::ENODEV => libc::EIO,
                 errno => errno,
             },
         }

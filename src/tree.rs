@@ -105,7 +105,8 @@ impl Tree {
     }
 
     fn metadata(&self, name: &OsStr) -> Result<Metadata> {
-        match fs::symlink_metadata(self.root.join(name)) {
+        let found = fs::symlink_metadata(self.root.join(name));
+        match self.store.shared.disk.there(found) {
             Ok(metadata) if metadata.is_dir() => Ok(metadata),
             Err(error) if error.kind() != ErrorKind::NotFound => {
                 Err(Error::os(name.display())(error))
