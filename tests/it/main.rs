@@ -26,6 +26,7 @@ mod guard;
 mod harness;
 mod home;
 mod hostile;
+mod hosts;
 mod identity;
 mod languages;
 mod limits;
