@@ -212,6 +212,24 @@ fn who_may_have_lost_the_lock_truncates_nothing() {
     assert_eq!(text(&read(s.join("events"))), "one\ntwo\n");
 }
 
+/// An entry of the index is written with the page it is in, and the first of those holds `last`.
+#[test]
+fn who_only_reads_writes_no_hints() {
+    let base = public_dir();
+    let (store, host) = (store(&base), Host::new());
+    let m = host.mount(&store);
+    let s = m.stream("s");
+    append(s.join("events"), "0123456789abcde\n".repeat(1 << 14));
+    m.stop();
+    let index = store.join("s/index");
+    let mut bytes = read(&index);
+    bytes[16..].fill(0);
+    fs::write(&index, &bytes).unwrap();
+    m.restart();
+    assert_eq!(text(&read(s.join("at/9999"))), "0123456789abcde");
+    assert!(read(&index) == bytes);
+}
+
 #[test]
 fn two_first_mounts_of_an_empty_store() {
     let base = public_dir();
