@@ -400,7 +400,10 @@ impl<D: Disk> Stream<D> {
         // An error is no sign that it is gone: it is for those to see who wait.
         let named = match &files.log {
             Some(log) => self.disk().stat(log).map_or(true, |stat| stat.named),
-            None => self.disk().identity(&files.name).is_ok(),
+            None => {
+                let there = self.disk().identity(&files.name);
+                there.map_or_else(|error| error.kind() != std::io::ErrorKind::NotFound, |_| true)
+            }
         };
         match self.seen(&files) {
             _ if !named => Glance::Gone,
