@@ -206,7 +206,7 @@ impl<D: Disk> Stream<D> {
             files.publish(0, head.seed)?;
         }
         // Where there is no room for the step ahead there may be for the batch.
-        let _ = self.grow(files, tip.end + bytes);
+        let _ = self.grow(files, tip.end, tip.end + bytes);
         let mut blocks = Blocks::new(head.seed, &tip, self.time(tip)?);
         let flush = |blocks: &mut Blocks| -> std::io::Result<()> {
             match blocks.take() {
@@ -302,6 +302,7 @@ impl<D: Disk> Stream<D> {
         }
         let _writer = lock(&self.writer);
         // Each turn finds what another process left; nobody can do that forever.
+        let mut failed = false;
         for turn in 0..16 {
             let mut files = self.files()?;
             if files.intact.is_some() {
@@ -317,9 +318,14 @@ impl<D: Disk> Stream<D> {
                 (Some(_), _) => {}
                 (None, None) => {
                     let held = Held::new(self.shared.disk.clone(), files.log.as_ref(), false);
-                    let held = held.map_err(self.os("log"))?;
-                    if let Some(tip) = self.ready(&files)? {
-                        return self.release_after(&files, held, change(&files, tip));
+                    let held = held.map_err(self.os("log"));
+                    match held.and_then(|held| Ok((held, self.ready(&files)?))) {
+                        Ok((held, Some(tip))) => {
+                            return self.release_after(&files, held, change(&files, tip));
+                        }
+                        // Files that fail may be dead, and STORE be mounted anew.
+                        Err(error) if failed => return Err(self.given_up(error)),
+                        ready => failed = ready.is_err(),
                     }
                 }
             }
@@ -342,13 +348,21 @@ impl<D: Disk> Stream<D> {
         if files.intact.is_some() || files.unmended.is_some() {
             return Ok(());
         }
-        let held = Held::try_new(self.shared.disk.clone(), files.log()?);
-        let Some(held) = held.map_err(self.os("log"))? else {
-            return Ok(());
-        };
-        match self.ready(&files)? {
-            Some(tip) => self.release_after(&files, held, change(&files, tip)),
-            None => Ok(()),
+        let (disk, log) = (self.shared.disk.clone(), files.log()?);
+        let held = Held::try_new(disk, log).map_err(self.os("log"));
+        let ready = held.and_then(|held| {
+            let Some(held) = held else {
+                return Ok(None);
+            };
+            Ok(self.ready(&files)?.map(|tip| (held, tip)))
+        });
+        match ready {
+            Ok(Some((held, tip))) => self.release_after(&files, held, change(&files, tip)),
+            Ok(None) => Ok(()),
+            Err(_) => {
+                self.close();
+                Ok(())
+            }
         }
     }
 

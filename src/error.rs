@@ -90,6 +90,8 @@ impl Error {
             Error::Os { errno, .. } => match *errno {
                 libc::EINTR | libc::EAGAIN | libc::EEXIST | libc::EINVAL | libc::EBADF => libc::EIO,
                 libc::EMSGSIZE | libc::EFAULT | libc::ENOSYS | 0 => libc::EIO,
+                // As if it were this mount that is dead.
+                libc::ENOTCONN | libc::ECONNABORTED | libc::ESHUTDOWN | libc::ESTALE => libc::EIO,
                 errno => errno,
             },
         }

@@ -50,7 +50,9 @@ impl<D: Disk> Files<D> {
         let Ok(Some(block)) = scan.next(self.seed(), first) else {
             return Ok(None);
         };
-        if let Some(index) = self.index.as_ref().filter(|_| self.write && block.at == first) {
+        if let Some(index) = self.index.as_ref().filter(|_| self.write && block.at == first)
+            && !self.disk.direct()
+        {
             let entry = [block.index.to_le_bytes(), block.view.to_le_bytes()].concat();
             // A hint: without it the page is asked again.
             let _ = write_all(&*self.disk, index, &entry, page::entry_at(at));

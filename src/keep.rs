@@ -29,7 +29,7 @@ impl<D: Disk> Stream<D> {
             let (at, view) = match first {
                 _ if first == tip.count => (tip.at.max(before.at), tip.view),
                 _ => {
-                    let spot = files.event(&mut files.scan(0)?, &tip, first)?;
+                    let spot = files.event(&mut files.scan_seen(0, &tip), &tip, first)?;
                     (spot.block.at, spot.view())
                 }
             };
@@ -80,7 +80,7 @@ impl<D: Disk> Stream<D> {
         let _writer = lock(&self.writer);
         let files = self.files()?;
         let held = Held::new(self.shared.disk.clone(), files.log.as_ref(), false);
-        let held = held.map_err(self.os("log"))?;
+        let held = held.map_err(self.os("log")).map_err(|error| self.given_up(error))?;
         let renamed = rename();
         if renamed.is_ok() {
             *lock(&self.name) = name.into();

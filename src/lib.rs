@@ -11,6 +11,7 @@
 //! | [`batch`]   | bytes of a writer -> events -> blocks           | files, clock, threads     |
 //! | [`status`]  | what was done so far, counted                   | files, clock, threads     |
 //! | [`error`]   | one error type, one match to errno              |                           |
+//! | `hosts`     | which file systems hosts may share              | files, clock, threads     |
 //! | `sys`       | system calls that std lacks; all of `unsafe`    |                           |
 //! | [`disk`]    | the few effects the engine needs, as one trait  | streams                   |
 //! | `spill`     | a batch until its commit, in bounded memory     | streams                   |
@@ -49,6 +50,7 @@ pub mod disk;
 pub mod error;
 mod find;
 pub mod fuse;
+mod hosts;
 pub mod json;
 mod keep;
 mod log;

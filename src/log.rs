@@ -186,13 +186,19 @@ impl<D: Disk> Files<D> {
         self.disk.sync_dir("".as_ref()).map_err(Error::os("the store"))
     }
 
-    /// Reads so many bytes at a time.
+    /// Reads so many bytes at a time, also behind the end of the stream: to recover it.
     pub(crate) fn scan(&self, window: usize) -> Result<Scan<'_, D>> {
         Ok(self.scan_to(window, self.len()?))
     }
 
-    /// The same, of a log that ends at `len`, or before.
-    fn scan_to(&self, window: usize, len: u64) -> Scan<'_, D> {
+    /// The same up to the end `tip`, and not much further: what is behind it may be changing, and a host
+    /// remember for a while that the log is shorter.
+    pub(crate) fn scan_seen(&self, window: usize, tip: &Tip) -> Scan<'_, D> {
+        self.scan_to(window, tip.end.next_multiple_of(PAGE))
+    }
+
+    /// The same of a log that ends at `len`, or before.
+    pub(crate) fn scan_to(&self, window: usize, len: u64) -> Scan<'_, D> {
         let window = window.next_multiple_of(PAGE as usize).max(PAGE as usize);
         Scan { files: self, bytes: Vec::new(), from: 0, window, len }
     }
@@ -414,9 +420,15 @@ impl<D: Disk> Scan<'_, D> {
 
     fn fill(&mut self, from: u64, window: usize) -> Result<()> {
         let files = self.files;
-        self.bytes.resize(window, 0);
+        let most = usize::try_from(self.len - from).unwrap_or(window);
+        self.bytes.resize(window.min(most), 0);
         self.from = from;
         let read = read_full(&*files.disk, files.log.as_ref(), &mut self.bytes, from);
+        if let Ok(read) = read
+            && read < self.bytes.len()
+        {
+            self.len = from + read as u64;
+        }
         self.bytes.truncate(*read.as_ref().unwrap_or(&0));
         read.map(drop).map_err(files.os("log"))
     }

@@ -27,6 +27,7 @@ Goes to the background once the mount serves requests, and exits 0 only then.
   -f             stay in the foreground, log to standard error instead of syslog
   -o ro          read-only: the store is not written to in any way
   -o allow_other let other users in; modes and owners decide what they may do
+  -o single_host no other host mounts this store: for file systems where two could not
   -h, --help     print this
   -V, --version  print the version
 
@@ -101,6 +102,7 @@ impl Arguments {
             "ro" => self.read_only = true,
             "rw" => self.read_only = false,
             "allow_other" => self.allow_other = true,
+            "single_host" => self.single_host = true,
             "remount" => return Err("remount is not possible: unmount and mount again".into()),
             _ if option.is_empty() || IGNORED.split(' ').any(|ignored| ignored == option) => {}
             _ if option.starts_with("x-") || option.starts_with("comment=") => {}

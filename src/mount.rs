@@ -17,6 +17,7 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use fuser::{Config, MountOption, Session, SessionACL};
+use smolstore::disk::Real;
 use smolstore::fuse::Fuse;
 use smolstore::tree::Tree;
 use smolstore::wait::{LOOKS_A_SECOND, Waiters};
@@ -30,6 +31,7 @@ pub(crate) struct Arguments {
     pub(crate) foreground: bool,
     pub(crate) read_only: bool,
     pub(crate) allow_other: bool,
+    pub(crate) single_host: bool,
     pub(crate) flags: BTreeMap<&'static str, MountOption>,
 }
 
@@ -72,8 +74,9 @@ pub(crate) fn mount(arguments: &Arguments, report: Option<&mut PipeWriter>) -> R
     let to_stderr = arguments.foreground;
     let log = move |line: &str| log_line(to_stderr, line);
     std::panic::set_hook(Box::new(move |fault| log(&fault.to_string())));
-    let store = Store::with_log(&store_path, arguments.read_only, Box::new(log))
-        .map_err(|error| error.to_string())?;
+    let disk = Real::new(&store_path, arguments.single_host);
+    let store = disk.and_then(|disk| Store::with_log(disk, arguments.read_only, Box::new(log)));
+    let store = store.map_err(|error| error.to_string())?;
     let private = (!arguments.allow_other).then_some(sys::user().0);
     let tree = Arc::new(Tree::new(store, store_path.clone(), private));
     let session = Session::new(Fuse(tree.clone()), &mount_point, &config(arguments, &store_path))

@@ -65,7 +65,7 @@ impl<D: Disk> Stream<D> {
             (files, _) if n == files.head()?.first => Ok(files.head()?.view),
             _ => {
                 let (files, tip) = self.keeps(n)?;
-                Ok(files.event(&mut files.scan(0)?, &tip, n)?.view())
+                Ok(files.event(&mut files.scan_seen(0, &tip), &tip, n)?.view())
             }
         }
     }
@@ -73,7 +73,7 @@ impl<D: Disk> Stream<D> {
     /// Event `n`: its view offset, its length and its time.
     pub(crate) fn meta(self: &Arc<Self>, n: u64) -> Result<(u64, u64, u64)> {
         let (files, tip) = self.keeps(n)?;
-        let mut scan = files.scan(0)?;
+        let mut scan = files.scan_seen(0, &tip);
         let spot = files.event(&mut scan, &tip, n)?;
         let Spot { block, into } = spot;
         let (begin, end) = (HEADER + into, HEADER + usize::from(block.len));
@@ -139,7 +139,7 @@ impl<D: Disk> Stream<D> {
     /// long, or damaged.
     pub(crate) fn some(self: &Arc<Self>, n: u64, count: u64) -> Result<Vec<Event>> {
         let (files, tip) = self.keeps(n)?;
-        let (seed, mut scan) = (files.seed(), files.scan(PIECE)?);
+        let (seed, mut scan) = (files.seed(), files.scan_seen(PIECE, &tip));
         let Spot { block, mut into } = files.event(&mut scan, &tip, n)?;
         let (mut at, mut view, limit) = (block.at, block.view, block.at + PIECE as u64);
         let (mut events, mut bytes) = (Vec::new(), Vec::new());
@@ -168,7 +168,7 @@ impl<D: Disk> Stream<D> {
         if tip.time < time {
             return Ok(tip.count);
         }
-        files.since(&mut files.scan(0)?, &tip, time)
+        files.since(&mut files.scan_seen(0, &tip), &tip, time)
     }
 
     /// Up to `size` bytes of the view (each event and a newline) from the offset `view` on; fewer
@@ -193,7 +193,8 @@ impl<D: Disk> Stream<D> {
         if view < files.head()?.view {
             return Err(Error::Dropped);
         }
-        let mut scan = files.scan(size + size / 64 + size.min(2 * PAGE as usize))?;
+        let window = size + size / 64 + size.min(2 * PAGE as usize);
+        let mut scan = files.scan_seen(window, &tip);
         let (seed, mut at) = (files.seed(), cursor.0);
         // Where the last read ended, or in the block behind.
         let near = if at > 0 { scan.sound(seed, at) } else { None };
@@ -201,7 +202,7 @@ impl<D: Disk> Stream<D> {
         match near {
             Some(block) if view == block.view_end() => at = page::place(block.end()),
             Some(_) => {}
-            None => at = files.byte(&mut files.scan(0)?, &tip, view)?.block.at,
+            None => at = files.byte(&mut files.scan_seen(0, &tip), &tip, view)?.block.at,
         }
         while out.len() < size {
             let here = view + out.len() as u64;
@@ -215,7 +216,9 @@ impl<D: Disk> Stream<D> {
             else {
                 if out.is_empty() {
                     // By the way that leads there from the index, or the error.
-                    return files.missing(files.byte(&mut files.scan(0)?, &tip, here)?.block.index);
+                    return files.missing(
+                        files.byte(&mut files.scan_seen(0, &tip), &tip, here)?.block.index,
+                    );
                 }
                 break;
             };

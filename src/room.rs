@@ -23,9 +23,10 @@ impl<D: Disk> Stream<D> {
         Part { shape, tally: Tally::default(), spill }
     }
 
-    /// Makes the log as long as needed, and a step ahead.
-    pub(crate) fn grow(&self, files: &Files<D>, needed: u64) -> Result<()> {
-        let len = self.room.load(Relaxed);
+    /// Makes the log, which ends at `end` at least, as long as needed, and a step ahead.
+    pub(crate) fn grow(&self, files: &Files<D>, end: u64, needed: u64) -> Result<()> {
+        // A host may remember for a while how long it was.
+        let len = self.room.load(Relaxed).max(end);
         if needed <= len {
             return Ok(());
         }
@@ -60,7 +61,7 @@ impl<D: Disk> Stream<D> {
         if self.room.load(Relaxed) >= end + pending {
             return Ok(());
         }
-        self.try_locked(|files, tip| self.grow(files, tip.end + pending))
+        self.try_locked(|files, tip| self.grow(files, tip.end, tip.end + pending))
     }
 
     /// A batch is committed or given up. What was reserved for a large one goes back.

@@ -12,7 +12,7 @@ use crate::batch::{Shape, Tally};
 use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::log::{Files, Held};
-
+use crate::page;
 use crate::spill::{Ceiling, Spill};
 use crate::status::Status;
 use crate::sys::{lock, try_lock};
@@ -264,17 +264,33 @@ impl<D: Disk> Stream<D> {
     /// The files, and how much there is to see now.
     pub(crate) fn look(self: &Arc<Self>) -> Result<(Arc<Files<D>>, Tip)> {
         // What is opened anew is right, unless it changed again.
+        let mut failed = None;
         for _ in 0..4 {
             let files = self.files()?;
-            if let Some(tip) = self.seen(&files)?
-                && !self.orphaned(&files, &tip)?
-            {
-                return Ok((files, tip));
+            match self.standing(&files) {
+                Ok(Some(tip)) => return Ok((files, tip)),
+                // Files that fail may be dead, and STORE be mounted anew.
+                Err(error) if failed.is_some() => return Err(self.given_up(error)),
+                standing => failed = standing.err().or(failed),
             }
             drop(files);
             self.close();
         }
         Err(self.os("index")(std::io::Error::other("it does not stay this stream's")))
+    }
+
+    /// How much there is to see now, unless the stream is to be opened again.
+    fn standing(&self, files: &Files<D>) -> Result<Option<Tip>> {
+        match self.seen(files)? {
+            Some(tip) if !self.orphaned(files, &tip)? => Ok(Some(tip)),
+            _ => Ok(None),
+        }
+    }
+
+    /// Closes the files after a call on them has failed.
+    pub(crate) fn given_up(&self, error: Error) -> Error {
+        self.close();
+        error
     }
 
     /// Whether a commit stands behind the end that nobody is at work on any more: what became of it must
@@ -325,7 +341,8 @@ impl<D: Disk> Stream<D> {
         if files.intact.is_some() || seed != files.seed() {
             return Ok(None);
         }
-        let block = files.scan(0)?.sound(seed, last);
+        let mut scan = files.scan_to(0, last.min(page::MAX) + page::PAGE);
+        let block = scan.sound(seed, last);
         let Some(new) = block.map(|block| Tip::from(&block)).filter(|new| new.whole) else {
             return Ok(None);
         };
@@ -380,9 +397,13 @@ impl<D: Disk> Stream<D> {
         };
         drop(slot);
         self.used.store(true, Relaxed);
+        // An error is no sign that it is gone: it is for those to see who wait.
         let named = match &files.log {
-            Some(log) => self.disk().stat(log).is_ok_and(|stat| stat.named),
-            None => self.disk().identity(&files.name).is_ok(),
+            Some(log) => self.disk().stat(log).map_or(true, |stat| stat.named),
+            None => {
+                let there = self.disk().identity(&files.name);
+                there.map_or_else(|error| error.kind() != std::io::ErrorKind::NotFound, |_| true)
+            }
         };
         match self.seen(&files) {
             _ if !named => Glance::Gone,

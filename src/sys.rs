@@ -187,6 +187,16 @@ pub fn statvfs(path: &Path) -> io::Result<libc::statvfs> {
     Ok(unsafe { stat.assume_init() })
 }
 
+/// What kind of file system holds `path`: `f_type` of statfs(2).
+pub fn file_system(path: &Path) -> io::Result<i64> {
+    let path = c_path(path)?;
+    let mut stat = std::mem::MaybeUninit::<libc::statfs>::uninit();
+    // SAFETY: `path` ends with a NUL, and `stat` has room for what the call writes.
+    check(unsafe { libc::statfs(path.as_ptr(), stat.as_mut_ptr()) })?;
+    // SAFETY: the call succeeded, so it has filled all of it.
+    Ok(unsafe { stat.assume_init() }.f_type)
+}
+
 /// Length, links, number and birth of an open file, or of what is at `path`, which is then not
 /// followed. Not its times, for which std's `metadata` asks, too: once they were asked for, a
 /// kernel with multigrain timestamps (6.13) gives the next write a new one, and an ext4 without a

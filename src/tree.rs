@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 use crate::names::Names;
 use crate::node::{FILES, Horizon, INDICES, Kind, NAMED, Node, ROOT, STATUS, Type, horizon};
 use crate::open::{Entries, Handle, Handles, Open};
-use crate::proc;
+use crate::proc::ending;
 use crate::store::Store;
 use crate::stream::Stream;
 use crate::sys::{self, lock};
@@ -92,7 +92,8 @@ impl Tree {
     }
 
     fn metadata(&self, name: &OsStr) -> Result<Metadata> {
-        match fs::symlink_metadata(self.root.join(name)) {
+        let found = fs::symlink_metadata(self.root.join(name));
+        match self.store.shared.disk.there(found) {
             Ok(metadata) if metadata.is_dir() => Ok(metadata),
             Err(error) if error.kind() != ErrorKind::NotFound => {
                 Err(Error::os(name.display())(error))
@@ -234,9 +235,7 @@ impl Tree {
             {
                 parent.beside(view, index)
             }
-            (Some(_), Some(Horizon::Index(index))) => {
-                return Err(self.stream(parent)?.absent(index));
-            }
+            (Some(_), Some(Horizon::Index(n))) => return Err(self.stream(parent)?.absent(n)),
             _ if parent.kind == Kind::Root && is_stream_name(name) => {
                 let identity = self.identity(name)?;
                 return Ok(Node::stream(lock(&self.names).number(name, identity)?));
@@ -414,7 +413,7 @@ impl Tree {
 
     /// close(2) of a file of the `number` by the thread `pid`.
     pub fn flush(&self, number: u64, open: &Arc<Open>, owner: u64, pid: u32, answer: Answer<()>) {
-        let Some((events, ending)) = open.writer.flush(owner, || proc::ending(pid), answer) else {
+        let Some((events, ending)) = open.writer.flush(owner, || ending(pid), answer) else {
             return;
         };
         self.store.status().abandoned(events);

@@ -2,7 +2,7 @@
 
 use crate::format::{CONT, LAST, MORE, blocks, u64_at};
 use proptest::prelude::*;
-use smolstore::disk::{Disk, Names, Real, Stat};
+use smolstore::disk::{Disk, Names, Opened, Real, Stat};
 use smolstore::{Error, Store, Stream, batch::Shape, stream::Cursor};
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -55,7 +55,7 @@ impl Seen {
 }
 
 /// An open file that knows whether it is a log.
-struct Named(File, &'static str);
+struct Named(Opened, &'static str);
 
 impl Disk for Watched {
     type File = Named;
@@ -159,7 +159,7 @@ type Watching = Arc<Store<Watched>>;
 
 fn watched(dir: &TempDir) -> (Watching, Arc<Seen>) {
     let (path, seen) = (dir.path().to_path_buf(), Arc::new(Seen::default()));
-    let disk = Watched { real: Real(path), seen: seen.clone() };
+    let disk = Watched { real: Real::local(path), seen: seen.clone() };
     let log = seen.clone();
     let log = move |line: &str| log.said.lock().unwrap().push(line.into());
     (Arc::new(Store::on(disk, false, Box::new(log))), seen)
@@ -293,7 +293,7 @@ fn with_its_index_deleted_a_log_is_read_once() {
     let len = fs::metadata(dir.path().join("s/log")).unwrap().len();
     for read_only in [true, false] {
         let (path, seen) = (dir.path().to_path_buf(), Arc::new(Seen::default()));
-        let disk = Watched { real: Real(path), seen: seen.clone() };
+        let disk = Watched { real: Real::local(path), seen: seen.clone() };
         let store = Store::on(disk, read_only, Box::new(|_| {}));
         let s = store.stream("s").unwrap();
         assert_eq!(s.count(), Ok(count));

@@ -28,6 +28,7 @@ mod guard;
 mod harness;
 mod home;
 mod hostile;
+mod hosts;
 mod identity;
 mod json;
 mod languages;
