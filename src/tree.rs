@@ -343,8 +343,12 @@ impl Tree {
             return Err(Error::Exists);
         }
         let stream = self.store.stream(from.1)?;
+        let replaced = self.store.stream(to.1);
         self.store.rename(from.1, to.1)?;
         lock(&self.names).rename(from.1, to.1);
+        if let Ok(replaced) = replaced {
+            self.waiters.end_those_of(&replaced);
+        }
         // First what was committed before, by other mounts, too.
         self.waiters.wake(&stream);
         self.waiters.end_those_of(&stream);
