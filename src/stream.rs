@@ -311,9 +311,11 @@ impl<D: Disk> Stream<D> {
             return Ok(None);
         }
         let Some(index) = &files.index else {
-            // Nobody commits without one.
+            // Nobody commits without one, which may have come and gone since.
             let there = self.disk().identity(&files.name.join("index")).is_ok();
-            return Ok((!there).then_some(tip));
+            let dead = [0, files.dead];
+            let more = files.intact.is_none() && !dead.contains(&files.behind(&tip).unwrap_or(0));
+            return Ok((!there && !more).then_some(tip));
         };
         if !self.disk().stat(index).map_err(self.os("index"))?.named {
             return Ok(None);
