@@ -27,9 +27,14 @@ impl<D: Disk> Stream<D> {
 
     /// The number of events there ever were: the index that the next one gets.
     pub fn count(self: &Arc<Self>) -> Result<u64> {
+        self.count_for(u64::MAX)
+    }
+
+    /// The same, for who looks for event `n`: one that is there is so also where the end is not known.
+    pub(crate) fn count_for(self: &Arc<Self>, n: u64) -> Result<u64> {
         let (files, tip) = self.look()?;
         // A commit whose outcome is not known may come to be counted.
-        if files.unmended.is_some() {
+        if n >= tip.count && files.unmended.is_some() {
             self.ended(&files)?;
         }
         Ok(tip.count)

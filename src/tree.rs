@@ -210,7 +210,7 @@ impl Tree {
         let node = self.find(Node::of(parent)?, name)?;
         let attr = || match node.kind {
             // Its place is known, its event is not there yet.
-            Kind::At if node.index >= self.stream(node)?.count()? => {
+            Kind::At if node.index >= self.stream(node)?.count_for(node.index)? => {
                 Err(self.stream(node)?.absent(node.index))
             }
             _ => self.attr_of(node),
@@ -227,7 +227,7 @@ impl Tree {
                 parent.beside(Kind::Link, NAMED.len() as u64 + index)
             }
             (Some(view), Some(Horizon::Index(index)))
-                if index <= self.stream(parent)?.count()?.min(INDICES) =>
+                if index <= self.stream(parent)?.count_for(index)?.min(INDICES) =>
             {
                 parent.beside(view, index)
             }
