@@ -252,7 +252,7 @@ impl<D: Disk> Stream<D> {
         // Those who wait for the disk at the same time may be many.
         drop(blocks);
         let synced = disk.sync_data(log).map_err(self.os("log"));
-        let named = || if first { files.sync_names() } else { Ok(()) };
+        let named = || if first { self.spared(|| files.sync_names()) } else { Ok(()) };
         let published =
             synced.and_then(|()| named()).and_then(|()| files.publish(new.at, head.seed));
         // A client cut off from a distributed file system may learn it here.

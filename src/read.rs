@@ -16,20 +16,25 @@ use crate::walk::{Pages, Tip};
 impl<D: Disk> Stream<D> {
     /// The count, for who is told by it that an index is taken.
     pub(crate) fn taken(self: &Arc<Self>) -> Result<u64> {
-        let (files, tip) = self.look()?;
-        let Some(error) = &files.unmended else {
-            return Ok(tip.count);
-        };
-        // It may come right.
-        files.stale.store(true, Relaxed);
-        Err(error.clone())
+        let (mut files, mut tip) = self.look()?;
+        if files.unmended.is_some() {
+            // It may have come right.
+            files.stale.store(true, Relaxed);
+            (files, tip) = self.look()?;
+        }
+        files.unmended.clone().map_or(Ok(tip.count), Err)
     }
 
     /// The number of events there ever were: the index that the next one gets.
     pub fn count(self: &Arc<Self>) -> Result<u64> {
+        self.count_for(u64::MAX)
+    }
+
+    /// The same, for who looks for event `n`: one that is there is so also where the end is not known.
+    pub(crate) fn count_for(self: &Arc<Self>, n: u64) -> Result<u64> {
         let (files, tip) = self.look()?;
         // A commit whose outcome is not known may come to be counted.
-        if files.unmended.is_some() {
+        if n >= tip.count && files.unmended.is_some() {
             self.ended(&files)?;
         }
         Ok(tip.count)

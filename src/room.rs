@@ -25,7 +25,8 @@ impl<D: Disk> Stream<D> {
 
     /// Makes the log, which ends at `end` at least, as long as needed, and a step ahead.
     pub(crate) fn grow(&self, files: &Files<D>, end: u64, needed: u64) -> Result<()> {
-        // A host may remember for a while how long it was.
+        // A host may remember for a while how long it was; before the first block there is nothing.
+        let end = if end == page::HEAD as u64 { 0 } else { end };
         let len = self.room.load(Relaxed).max(end);
         if needed <= len {
             return Ok(());

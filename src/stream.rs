@@ -215,17 +215,22 @@ impl<D: Disk> Stream<D> {
         if let Some(files) = &*slot {
             return Ok(files.clone());
         }
-        let files = Arc::new(loop {
-            match self.open() {
-                Err(Error::Os { errno: libc::EMFILE | libc::ENFILE, .. })
-                    if self.shared.close_idle(0) => {}
-                result => break result?,
-            }
-        });
+        let files = Arc::new(self.spared(|| self.open())?);
         *slot = Some(files.clone());
         drop(slot);
         self.shared.admit(self.clone());
         Ok(files)
+    }
+
+    /// Runs what takes descriptors: before there are none, idle streams give up theirs.
+    pub(crate) fn spared<R>(&self, run: impl Fn() -> Result<R>) -> Result<R> {
+        loop {
+            match run() {
+                Err(Error::Os { errno: libc::EMFILE | libc::ENFILE, .. })
+                    if self.shared.close_idle(0) => {}
+                result => return result,
+            }
+        }
     }
 
     /// Closes the files: the next to need them opens them again, by name, and recovers.
@@ -327,9 +332,11 @@ impl<D: Disk> Stream<D> {
             return Ok(None);
         }
         let Some(index) = &files.index else {
-            // Nobody commits without one.
+            // Nobody commits without one, which may have come and gone since.
             let there = self.disk().identity(&files.name.join("index")).is_ok();
-            return Ok((!there).then_some(tip));
+            let dead = [0, files.dead];
+            let more = files.intact.is_none() && !dead.contains(&files.behind(&tip).unwrap_or(0));
+            return Ok((!there && !more).then_some(tip));
         };
         if !self.disk().stat(index).map_err(self.os("index"))?.named {
             return Ok(None);

@@ -210,7 +210,7 @@ impl Tree {
         let node = self.find(Node::of(parent)?, name)?;
         let attr = || match node.kind {
             // Its place is known, its event is not there yet.
-            Kind::At if node.index >= self.stream(node)?.count()? => {
+            Kind::At if node.index >= self.stream(node)?.count_for(node.index)? => {
                 Err(self.stream(node)?.absent(node.index))
             }
             _ => self.attr_of(node),
@@ -231,7 +231,7 @@ impl Tree {
                 return Err(Error::Dropped);
             }
             (Some(view), Some(Horizon::Index(index)))
-                if index <= self.stream(parent)?.count()?.min(INDICES) =>
+                if index <= self.stream(parent)?.count_for(index)?.min(INDICES) =>
             {
                 parent.beside(view, index)
             }
@@ -354,8 +354,12 @@ impl Tree {
             return Err(Error::Exists);
         }
         let stream = self.store.stream(from.1)?;
+        let replaced = self.store.stream(to.1);
         self.store.rename(from.1, to.1)?;
         lock(&self.names).rename(from.1, to.1);
+        if let Ok(replaced) = replaced {
+            self.waiters.end_those_of(&replaced);
+        }
         // First what was committed before, by other mounts, too.
         self.waiters.wake(&stream);
         self.waiters.end_those_of(&stream);
