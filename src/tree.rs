@@ -209,7 +209,6 @@ impl Tree {
     pub fn lookup(&self, parent: u64, name: &OsStr) -> Result<Attr> {
         let node = self.find(Node::of(parent)?, name)?;
         let attr = || match node.kind {
-            // Its place is known, its event is not there yet.
             Kind::At if node.index >= self.stream(node)?.count_for(node.index)? => {
                 Err(self.stream(node)?.absent(node.index))
             }
@@ -357,9 +356,7 @@ impl Tree {
         let replaced = self.store.stream(to.1);
         self.store.rename(from.1, to.1)?;
         lock(&self.names).rename(from.1, to.1);
-        if let Ok(replaced) = replaced {
-            self.waiters.end_those_of(&replaced);
-        }
+        replaced.iter().for_each(|replaced| self.waiters.end_those_of(replaced));
         // First what was committed before, by other mounts, too.
         self.waiters.wake(&stream);
         self.waiters.end_those_of(&stream);
