@@ -123,21 +123,19 @@ impl<D: Disk> Files<D> {
         pick: impl Fn(&Block, &[u8]) -> Option<usize>,
     ) -> Result<Option<Spot>> {
         let head = self.head()?;
-        let mut failed = None;
         // What the index says wrongly its pages know better.
         for ask in [false, true] {
             let told = |at| Ok(self.entry(scan, at, ask)?.map(|(index, view)| before(index, view)));
             let (page, next) = self.bracket(&head, tip, told)?;
             for page in [page, next] {
-                match self.on_page(scan, (&head, tip), page, &pick) {
-                    Ok(None) => {}
-                    // What cannot be read is for the other page to make up for.
-                    Err(error) => failed = Some(error),
-                    found => return found,
+                // What cannot be read is for the other page to make up for.
+                let found = self.on_page(scan, (&head, tip), page, &pick).ok().flatten();
+                if found.is_some() {
+                    return Ok(found);
                 }
             }
         }
-        failed.map_or(Ok(None), Err)
+        Ok(None)
     }
 
     /// Where event `n` begins, which is kept and below the count.

@@ -211,11 +211,7 @@ impl<D: Disk> Stream<D> {
         }
         while out.len() < size {
             let here = view + out.len() as u64;
-            let bytes = match scan.page(at) {
-                Err(error) if out.is_empty() => return Err(error),
-                bytes => bytes.unwrap_or_default(),
-            };
-            let block = page::decode(seed, at, bytes);
+            let block = scan.page(at).ok().and_then(|bytes| page::decode(seed, at, bytes));
             let Some((block, payload)) =
                 block.filter(|(b, _)| (b.view..b.view_end()).contains(&here))
             else {
