@@ -302,7 +302,8 @@ fn memory_is_bounded_and_a_terminal_sees_progress() {
     store.create("large", 0o755).unwrap();
     let large = store.stream("large").unwrap();
     let piece = b"a line of forty bytes, and some of them.\n".repeat(6000);
-    for _ in 0..4 {
+    // It takes a while even at the speed of memory.
+    for _ in 0..16 {
         let mut batch = large.batch(Shape::Lines);
         for _ in 0..250 {
             batch.push(&piece).unwrap();
@@ -316,7 +317,7 @@ fn memory_is_bounded_and_a_terminal_sees_progress() {
     );
     let out = ok(&crate::harness::sh("bash", &script, dir.path()));
     assert!(out.contains("\r\x1b[Klarge: "), "{out:?}");
-    assert!(out.contains("1 streams, 6000000 events, 248426200 bytes: no faults"), "{out:?}");
+    assert!(out.contains("1 streams, 24000000 events, 993703204 bytes: no faults"), "{out:?}");
 }
 
 #[test]
