@@ -323,6 +323,8 @@ impl<D: Disk> Stream<D> {
                         Ok((held, Some(tip))) => {
                             return self.release_after(&files, held, change(&files, tip));
                         }
+                        // Another stream has the name now.
+                        Err(Error::NotFound) => return Err(Error::NotFound),
                         // Files that fail may be dead, and STORE be mounted anew.
                         Err(error) if failed => return Err(self.given_up(error)),
                         ready => failed = ready.is_err(),
@@ -359,6 +361,8 @@ impl<D: Disk> Stream<D> {
         match ready {
             Ok(Some((held, tip))) => self.release_after(&files, held, change(&files, tip)),
             Ok(None) => Ok(()),
+            // Another stream has the name now.
+            Err(Error::NotFound) => Err(Error::NotFound),
             Err(_) => {
                 self.close();
                 Ok(())
@@ -384,7 +388,7 @@ impl<D: Disk> Stream<D> {
             return Ok(None);
         }
         // The first commit makes the name durable: it must be the stream's still.
-        if tip.count == 0 && !files.matched()? {
+        if tip.count == 0 && !self.spared(|| files.matched())? {
             return Err(Error::NotFound);
         }
         // A commit without an end is overwritten.

@@ -20,7 +20,7 @@ use crate::walk::Tip;
 
 /// At most this many streams have their files open, beside those in the middle of a request; fewer
 /// where there are not so many descriptors.
-const OPEN: usize = 4096;
+const OPEN: usize = 800;
 
 /// What all streams of a store share.
 pub(crate) struct Shared<D: Disk> {
@@ -224,10 +224,16 @@ impl<D: Disk> Stream<D> {
 
     /// Runs what takes descriptors: before there are none, idle streams give up theirs.
     pub(crate) fn spared<R>(&self, run: impl Fn() -> Result<R>) -> Result<R> {
+        let mut tries = 0;
         loop {
             match run() {
+                // What another thread has made them give up may be free only now.
                 Err(Error::Os { errno: libc::EMFILE | libc::ENFILE, .. })
-                    if self.shared.close_idle(0) => {}
+                    if self.shared.close_idle(0) || tries < 8 =>
+                {
+                    tries += 1;
+                    std::thread::yield_now();
+                }
                 result => return result,
             }
         }

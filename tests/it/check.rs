@@ -317,7 +317,7 @@ fn memory_is_bounded_and_a_terminal_sees_progress() {
     );
     let out = ok(&crate::harness::sh("bash", &script, dir.path()));
     assert!(out.contains("\r\x1b[Klarge: "), "{out:?}");
-    assert!(out.contains("1 streams, 24000000 events, 993703204 bytes: no faults"), "{out:?}");
+    assert!(out.contains("1 streams, 24000000 events, 993704800 bytes: no faults"), "{out:?}");
 }
 
 #[test]

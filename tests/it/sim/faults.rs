@@ -51,7 +51,7 @@ const FAULTS: &[Fault] = &[
         )],
     ),
     fault("no sync", "commit.rs", &[(r#"disk.sync_data(log).map_err(self.os("log"))"#, "Ok(())")]),
-    fault("names not synced", "commit.rs", &[("if first { files.sync_names() } else { Ok(()) }", "Ok(())")]),
+    fault("names not synced", "commit.rs", &[("if first { self.spared(|| files.sync_names()) } else { Ok(()) }", "Ok(())")]),
     fault(
         "failed sync acknowledged",
         "commit.rs",
@@ -105,11 +105,11 @@ const FAULTS: &[Fault] = &[
         "commit.rs",
         &[(
             "let held = Held::new(self.shared.disk.clone(), files.log.as_ref(), false);
-                let held = held.map_err(self.os(\"log\"))?;
-                if let",
+                let held = held.map_err(self.os(\"log\"));
+                match",
             "let held = Held::new(self.shared.disk.clone(), files.log.as_ref().filter(|_| !fault!()), false);
-                let held = held.map_err(self.os(\"log\"))?;
-                if let",
+                let held = held.map_err(self.os(\"log\"));
+                match",
         )],
     ),
     fault(
@@ -128,7 +128,7 @@ const FAULTS: &[Fault] = &[
         &[(r#"published.and_then(|()| disk.stat(log).map_err(self.os("log")))"#, r#"published.and_then(|()| if fault!() { Ok(()) } else { disk.stat(log).map_err(self.os("log")).map(drop) })"#)],
     ),
     fault("commit to a log without a name", "commit.rs", &[("!log.named", "false")]),
-    fault("first commit to another one's name", "commit.rs", &[("tip.count == 0 && !files.matched()?", "false")]),
+    fault("first commit to another one's name", "commit.rs", &[("tip.count == 0 && !self.spared(|| files.matched())?", "false")]),
     fault("a stream with events removed", "keep.rs", &[("first if first == tip.count =>", "first if fault!() || first == tip.count =>")]),
     // ---- recovery ----
     fault("nothing adopted", "walk.rs", &[("if here.whole { walked = Walked { tip: here,", "if here.whole && !fault!() { walked = Walked { tip: here,")]),
@@ -158,7 +158,7 @@ const FAULTS: &[Fault] = &[
     fault("the index believed where a page says otherwise", "find.rs", &[("for ask in [false, true] {", "for ask in [false, !fault!()] {")]),
     fault("short reads taken for the end", "log.rs", &[("read => filled += read,", "read => { filled += read; if fault!() { break; } }")]),
     fault("a reader stays at an index that is gone", "stream.rs", &[(r#"!self.disk().stat(index).map_err(self.os("index"))?.named"#, "false")]),
-    fault("a reader does not look behind the end", "stream.rs", &[("&& !self.orphaned(&files, &tip)?", "&& (fault!() || !self.orphaned(&files, &tip)?)")]),
+    fault("a reader does not look behind the end", "stream.rs", &[("if !self.orphaned(files, &tip)? =>", "if fault!() || !self.orphaned(files, &tip)? =>")]),
     fault("what was acknowledged forgotten with the index", "walk.rs", &[("let from = last.max(known.at).max(head.at); let tip", "let from = if fault!() { last.max(head.at) } else { last.max(known.at).max(head.at) }; let tip")]),
     fault("a cursor believed that leads elsewhere", "read.rs", &[("near.filter(|block| block.view <= view && view <= block.view_end())", "near.filter(|block| fault!() || block.view <= view && view <= block.view_end())")]),
     // ---- names, batches ----
