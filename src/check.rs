@@ -1,29 +1,28 @@
-//! Verifying a stream: every frame, every entry of the index, and what lies behind the last event.
-//! Changes nothing, waits for nobody but in the last moment, and needs no more memory than the
-//! longest event takes.
+//! Verifying a stream: every block, every entry of the index, and what lies behind the end. Changes
+//! nothing, waits for nobody but in the last moment, and needs the memory of a window.
 
 use std::ffi::OsStr;
 use std::fmt;
 use std::path::Path;
 
-use crate::disk::Disk;
+use crate::disk::{Disk, is_stream_name};
 use crate::error::{Error, Result};
-use crate::frame::Found;
-use crate::log::{ENTRIES, Files, Scan};
-use crate::recover::Walk;
+use crate::log::{Files, Held, Scan};
+use crate::page::{Block, Head, PAGE, decode};
 use crate::spill::PIECE;
 use crate::store::Store;
+use crate::walk::{self, Gap, Pages, Tip};
 
 /// What a check tells of a stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Finding {
-    /// Acknowledged data is damaged, or the index wrong.
+    /// Acknowledged data is damaged.
     Fault {
         /// The first event affected,
         first: u64,
-        /// and the last.
+        /// and the last, at least.
         last: u64,
-        /// Where the first one begins, or should: bytes from the beginning of the log.
+        /// Where the first block that does not check begins: bytes from the beginning of the log.
         at: u64,
         /// What is wrong.
         what: String,
@@ -46,6 +45,14 @@ impl fmt::Display for Finding {
     }
 }
 
+impl From<Gap> for Finding {
+    fn from(gap: Gap) -> Finding {
+        let last = gap.next.saturating_sub(1).max(gap.first);
+        let what = "its checksum does not hold".into();
+        Finding::Fault { first: gap.first, last, at: gap.at, what }
+    }
+}
+
 impl<D: Disk> Store<D> {
     /// Verifies the stream `name`, which may be in use meanwhile; hands what it finds to `tell`,
     /// and to `progress` how many events and bytes of the log it has verified so far.
@@ -60,236 +67,109 @@ impl<D: Disk> Store<D> {
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<()> {
         let (disk, name) = (&self.shared.disk, Path::new(name.as_ref()));
-        if !crate::disk::is_stream_name(name.as_os_str()) || disk.identity(name).is_err() {
+        if !is_stream_name(name.as_os_str()) || disk.identity(name).is_err() {
             return Err(Error::NotFound);
         }
-        let os = |what: &str| Error::os(format!("{}/{what}", name.display()));
-        let open = |what| match disk.open(&name.join(what), false) {
-            Ok(file) => Ok(Some(file)),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(os(what)(error)),
+        let files = Files::open(disk.clone(), name.into(), false)?;
+        let bytes = files.head_bytes()?;
+        let (last, seed) = files.index_head()?;
+        let head = Head::decode(&bytes).or_else(|| Head::mended(&bytes));
+        let head = head.unwrap_or(Head { seed, ..Head::default() });
+        let mut scan = files.scan(PIECE)?;
+        let durable =
+            scan.sound(seed, last).filter(|_| seed == head.seed).map(|block| Tip::from(&block));
+        let from = match scan.sound(head.seed, head.at) {
+            _ if head.at == 0 => Tip::default(),
+            Some(block) => Tip::from(&block),
+            None => Tip { end: head.at, count: head.first, view: head.view, ..Tip::default() },
         };
-        let (log, index) = (open("log")?, open("index")?);
-        let Some(log) = log else {
-            // One that was never used has neither.
-            if index.is_some() {
-                tell(Finding::Fault {
-                    first: 0,
-                    last: 0,
-                    at: 0,
-                    what: "there is an index, but no log".into(),
-                });
-            }
-            return Ok(());
-        };
-        let identity = disk.stat(&log).map_err(os("log"))?.identity;
-        let index = index.map_or_else(|| disk.scratch(), Ok).map_err(os("index"))?;
-        let files = Files::new(disk.clone(), name.into(), false, (log, index), identity);
-        let mut check = Check {
-            files: &files,
-            scan: files.scan(PIECE),
-            walk: Walk::default(),
-            ends: (0, Vec::new()),
-            holes: 0,
-            to_the_end: false,
-            gap: false,
-            tell,
-        };
-        // What is committed meanwhile is little the second time, and none under the lock.
-        check.counted(progress)?;
-        check.counted(progress)?;
-        disk.lock(&files.log, true).map_err(os("log"))?;
-        let indexed = check.counted(progress)?;
-        check.behind(indexed)?;
-        disk.unlock(&files.log).map_err(os("log"))
+        // What was acknowledged when we came does not change any more, and is most of it.
+        let limit = durable.map_or(scan.end(), |tip| tip.end);
+        let mut pages = Checked { scan, limit, here: from, wrong: 0, progress };
+        let proof = durable.map_or(0, |tip| tip.at);
+        let walked = walk::walk(&mut pages, head.seed, from, proof, &mut |gap| tell(gap.into()));
+        let Checked { here, wrong, .. } = pages;
+        let tip = walked.map_or_else(
+            |error| {
+                let (n, what) = (here.count, error.to_string());
+                tell(Finding::Fault { first: n, last: n, at: here.end, what });
+                here
+            },
+            |walked| walked.tip,
+        );
+        if wrong > 0 {
+            let what = format!("{wrong} entries of its index are wrong: reads go around them");
+            tell(Finding::Note(what));
+        }
+        verdict(&files, &head, tip, tell)
     }
 }
 
-struct Check<'a, D: Disk> {
-    files: &'a Files<D>,
+/// What recovery would do with a stream that was verified up to `known`.
+fn verdict<D: Disk>(
+    files: &Files<D>,
+    head: &Head,
+    known: Tip,
+    tell: &mut dyn FnMut(Finding),
+) -> Result<()> {
+    let held = Held::new(files.disk.clone(), files.log.as_ref(), true).map_err(files.os("log"))?;
+    let (last, seed) = files.index_head()?;
+    // Where the index says how much there is, that must be there.
+    let ours = last > 0 && seed == head.seed;
+    let known = if ours { Tip::default() } else { known };
+    let found = files.find_out(known, &mut |gap| tell(gap.into()))?.0;
+    held.release().map_err(files.os("log"))?;
+    let count = found.tip.count;
+    let lost = found.lost.map(|what| {
+        format!(
+            "{what}: acknowledged events are lost, no more can be appended; take the stream from a \
+             backup, or append what can be read of it to a new one"
+        )
+    });
+    if let Some(what) = lost.or(found.failed.map(|error| error.to_string())) {
+        tell(Finding::Fault { first: count, last: count, at: found.tip.end, what });
+    } else if !ours && (count > 0 || last > 0) {
+        let what = "it has no index of its own, as in a copy: the next use makes one";
+        tell(Finding::Note(what.into()));
+    } else if count > found.from.count {
+        tell(Finding::Note(format!(
+            "{} events of a commit that did not come to its end: the next use adopts them",
+            count - found.from.count
+        )));
+    }
+    Ok(())
+}
+
+/// A log up to `limit`, which counts what is read of it, and what the index says wrongly.
+struct Checked<'a, D: Disk> {
     scan: Scan<'a, D>,
-    /// How far it came.
-    walk: Walk,
-    /// A part of the index: the first event, and where it and those behind it end.
-    ends: (u64, Vec<u64>),
-    /// Entries that are not there.
-    holes: u64,
-    /// What is wrong reaches to the count: what is behind it is no batch, as far as is known.
-    to_the_end: bool,
-    /// Without an index that is the log's own something in the middle is wrong: recovery ends there.
-    gap: bool,
-    tell: &'a mut dyn FnMut(Finding),
+    limit: u64,
+    /// Behind the last block.
+    here: Tip,
+    wrong: u64,
+    progress: &'a mut dyn FnMut(u64, u64),
 }
 
-impl<D: Disk> Check<'_, D> {
-    /// Verifies the events up to the count, which it returns; all there are when the index has none.
-    fn counted(&mut self, progress: &mut dyn FnMut(u64, u64)) -> Result<Option<u64>> {
-        let indexed = self.files.header()?;
-        // What was read before the count is what was there before.
-        self.scan = self.files.scan(PIECE);
-        while indexed.is_none_or(|count| self.walk.next < count) {
-            let (n, at) = (self.walk.next, self.walk.at);
-            let what = match self.scan.frame(n, at) {
-                Ok(Found::Frame(frame)) => {
-                    let follows = self.walk.step(&frame);
-                    if !follows {
-                        self.walk = Walk::new(n + 1, at + frame.size(), Some(&frame));
-                        self.fault(n, n, at, "it does not follow from the event before");
-                    }
-                    self.to_the_end = false;
-                    self.entry(indexed, n, at)?;
-                    progress(self.walk.next, self.walk.at);
-                    continue;
-                }
-                Ok(Found::Bad) => Some("its checksum does not hold".to_owned()),
-                // What recovery takes for the end.
-                _ if indexed.is_none() => break,
-                Ok(_) => None,
-                Err(error) => Some(error.to_string()),
-            };
-            if !self.resume(indexed, what)? {
-                break;
-            }
-        }
-        Ok(indexed)
+impl<D: Disk> Pages for Checked<'_, D> {
+    type Error = Error;
+
+    fn page(&mut self, at: u64) -> Result<&[u8]> {
+        let most = usize::try_from(self.limit.saturating_sub(at)).unwrap_or(usize::MAX);
+        let bytes = self.scan.page(at)?;
+        Ok(&bytes[..most.min(bytes.len())])
     }
 
-    /// Goes on behind a frame that is not valid, and tells of it: `what` is wrong, or it looks like
-    /// the end of the log. False when that is the end.
-    fn resume(&mut self, indexed: Option<u64>, what: Option<String>) -> Result<bool> {
-        let (n, at) = (self.walk.next, self.walk.at);
-        let extent = self.scan.extent(at).unwrap_or(0) as u64;
-        let len = self.len()?;
-        for next in n + 1..indexed.unwrap_or(n + 2) {
-            let by_index = match indexed {
-                Some(count) => self.end(next - 1, count)?,
-                None => Some(0),
-            };
-            // Its own length may be right, too.
-            let by_length = if next == n + 1 { at + extent } else { 0 };
-            for begin in [by_index.unwrap_or(0), by_length] {
-                if (at + 1..len).contains(&begin)
-                    && let Ok(Found::Frame(frame)) = self.scan.frame(next, begin)
-                {
-                    self.walk.skip(begin - at, &frame);
-                    self.walk.next = next;
-                    self.gap = indexed.is_none();
-                    let what = what.unwrap_or("its header is damaged, others follow".into());
-                    self.fault(n, next - 1, at, &what);
-                    return Ok(true);
-                }
-            }
-            if by_index.is_none() {
-                break;
-            }
-        }
-        let Some(count) = indexed else {
-            return Ok(false);
-        };
-        // The last one ends where the index says.
-        let end = self.end(count - 1, count)?.unwrap_or(0).max(at);
-        self.walk = Walk { time: self.walk.time, ..Walk::new(count, end, None) };
-        self.to_the_end = true;
-        let what = what.unwrap_or_else(|| format!("the log ends here, the index counts {count}"));
-        self.fault(n, count - 1, at, &what);
-        Ok(true)
+    fn end(&self) -> u64 {
+        self.limit
     }
 
-    /// Compares with the index where event `n` ends, which is where the walk is; it begins at `at`.
-    fn entry(&mut self, indexed: Option<u64>, n: u64, at: u64) -> Result<()> {
-        let Some(count) = indexed else {
-            return Ok(());
-        };
-        match self.end(n, count)?.unwrap_or(0) {
-            0 => self.holes += 1,
-            end if end != self.walk.at => {
-                let right = self.walk.at;
-                let what = format!("the index says that it ends at byte {end}, not {right}");
-                self.fault(n, n, at, &what);
-            }
-            _ => {}
+    fn block(&mut self, seed: u64, at: u64) -> Result<Option<Block>> {
+        let block = decode(seed, at, self.page(at)?).map(|(block, _)| block);
+        if let Some(block) = block {
+            self.here = Tip::from(&block);
+            (self.progress)(block.next(), block.end());
+            self.wrong += u64::from(at.is_multiple_of(PAGE) && !self.scan.files().agrees(&block));
         }
-        Ok(())
-    }
-
-    /// Where event `n` of `count` ends, by the index; None when that is too short to say.
-    fn end(&mut self, n: u64, count: u64) -> Result<Option<u64>> {
-        let (first, ends) = &self.ends;
-        let mut into = n.checked_sub(*first).and_then(|n| usize::try_from(n).ok());
-        if into.is_none_or(|into| into >= ends.len()) {
-            let most = usize::try_from(count - n).map_or(ENTRIES, |left| left.min(ENTRIES));
-            self.ends = (n, self.files.ends(n, most)?);
-            into = Some(0);
-        }
-        Ok(into.and_then(|into| self.ends.1.get(into)).copied())
-    }
-
-    /// Looks at what lies behind the last event.
-    fn behind(&mut self, indexed: Option<u64>) -> Result<()> {
-        let len = self.len()?;
-        let count = indexed.unwrap_or(self.walk.whole);
-        while let Ok(Found::Frame(frame)) = self.scan.frame(self.walk.next, self.walk.at)
-            && self.walk.step(&frame)
-        {}
-        let Walk { whole, end, .. } = self.walk;
-        if whole < count {
-            self.fault(whole, count - 1, end, "the index counts it, but its batch has no end");
-            return Ok(());
-        }
-        if indexed.is_none() {
-            // That of a copy is right, though no use of the stream goes by it.
-            let (claimed, _) = self.files.claim()?;
-            let more = self.files.leads_beyond(&mut self.scan, self.walk.next)?;
-            if claimed > whole {
-                let here = if more { "damaged, others follow" } else { "the log ends here" };
-                let what = format!("{here}, an index made for another log counts {claimed}");
-                self.fault(whole, claimed - 1, end, &what);
-            } else if whole > 0 && !self.gap {
-                self.note("it has no index of its own, as in a copy: the next use makes one");
-            }
-            self.gap |= more;
-        }
-        if whole > count {
-            self.note(&format!(
-                "{} events behind the count, of a commit that did not come to its end: the next use adopts them",
-                whole - count
-            ));
-        }
-        match self.files.zeros(&mut self.scan, end, len) {
-            // What is damaged is told already.
-            Ok(clean) if clean || self.to_the_end || self.gap => {}
-            Ok(_) if indexed.is_none() => {
-                self.note(
-                    "what lies behind the last event does not check: the next use cuts it off, and keeps a copy",
-                );
-            }
-            Ok(_) => {
-                self.note(
-                    "a batch without its end behind the last event: the next use cuts it off",
-                );
-            }
-            Err(error) => self.fault(whole, whole, end, &error.to_string()),
-        }
-        if self.holes > 0 {
-            self.note(&format!(
-                "{} entries of its index are missing: reads go around them",
-                self.holes
-            ));
-        }
-        Ok(())
-    }
-
-    fn len(&self) -> Result<u64> {
-        let stat = self.files.disk.stat(&self.files.log);
-        Ok(stat.map_err(self.files.os("log"))?.len)
-    }
-
-    fn fault(&mut self, first: u64, last: u64, at: u64, what: &str) {
-        let what = what.into();
-        (self.tell)(Finding::Fault { first, last, at, what });
-    }
-
-    fn note(&mut self, what: &str) {
-        (self.tell)(Finding::Note(what.into()));
+        Ok(block)
     }
 }

@@ -1,73 +1,36 @@
 //! The appending half of a stream: batches, the queue in front of a commit, the commit.
 //!
-//! A commit is one write to the log and one `fdatasync`; the index follows, its count last. All
-//! of it happens under the stream's mutex and the flock(2) of its log, which is all that several
+//! A commit is one write to the log and one `fdatasync`; then `last` makes it visible. All of it
+//! happens under the stream's mutex and the flock(2) of its log, which is all that several
 //! processes on one store share. Batches that arrive while one is being synced wait in a queue
 //! and share the next sync.
 
-use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, mpsc};
 use std::time::Instant;
 
-use crate::batch::{Shape, Tally};
+use crate::batch::{Blocks, Shape};
 use crate::disk::Disk;
 use crate::error::{Error, Result};
-use crate::frame;
-use crate::index::{self, entry_at};
-use crate::log::{Files, read_full};
-use crate::spill::{Spill, write_all};
-use crate::stream::{Stream, Tip, lock};
+use crate::log::{Files, Held};
+use crate::page::{self, HEAD};
+use crate::spill::{PIECE, write_all};
+use crate::stream::{Batch, Done, Job, Stream};
+use crate::sys::{lock, try_lock};
+use crate::walk::{self, Tip};
 
 /// So many of the callers' threads may be committing; beyond that a commit gets one of its own, so
 /// that slow ones leave a mount with threads for those who want something else.
 const LEADERS: usize = 72;
-/// So many may wait in the callers' threads for a log's lock to make room for a write.
-const RESERVING: usize = 8;
-/// The end of a log: a frame ends with a newline, and none follows.
-const END: [u8; 1 + frame::HEADER] = {
-    let mut end = [0; 1 + frame::HEADER];
-    end[0] = b'\n';
-    end
-};
-/// Batches in memory share a sync up to this many bytes of log; a larger one goes alone.
+/// Batches share a sync up to this many bytes; a larger one goes alone.
 const GROUP: u64 = 1 << 20;
-
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Room {
-    pub(crate) log: u64,
-    pub(crate) index: u64,
-}
-
-/// Called with the index of a batch's first event, or why there is none.
-pub type Done = Box<dyn FnOnce(Result<u64>) + Send>;
-
-pub(crate) struct Job<D: Disk> {
-    batch: Batch<D>,
-    guard: Option<u64>,
-    begun: Instant,
-    done: Done,
-}
-
-pub(crate) struct Queue<D: Disk> {
-    pub(crate) jobs: VecDeque<Job<D>>,
-    /// A thread is committing, and will look here again. Without one the queue is empty.
-    pub(crate) leading: bool,
-}
+/// So many bytes of log are written at once.
+const WRITE: usize = 256 << 10;
+/// A clock that is behind by more is worth a line in the operator's log: nanoseconds.
+const LATE: u64 = 1_000_000_000;
 
 impl<D: Disk> Stream<D> {
-    /// An empty batch, to be filled with [`Batch::push`] and committed with [`Stream::commit`].
-    pub fn batch(self: &Arc<Self>, shape: Shape) -> Batch<D> {
-        Batch {
-            stream: self.clone(),
-            shape,
-            tally: Tally::default(),
-            spill: Spill::new(self.shared.disk.clone(), self.shared.ceiling.clone()),
-            reserved: (0, 0),
-        }
-    }
-
     /// Appends `events`, any bytes each, as one batch; returns the index of the first. With a
     /// `guard` only if that index is the guard, else [`Error::Exists`]. When it returns they are
     /// durable. No events: nothing happens.
@@ -76,11 +39,9 @@ impl<D: Disk> Stream<D> {
         events: impl IntoIterator<Item = E>,
         guard: Option<u64>,
     ) -> Result<u64> {
-        let mut batch = self.batch(Shape::Sized);
+        let mut batch = self.batch(Shape::Lines);
         for event in events {
-            let event = event.as_ref();
-            let len = u32::try_from(event.len()).map_err(|_| Error::TooLong)?;
-            batch.push(&[&len.to_le_bytes(), event].concat())?;
+            batch.event(event.as_ref())?;
         }
         self.commit(batch, guard)
     }
@@ -98,16 +59,7 @@ impl<D: Disk> Stream<D> {
             // Whoever asked is waiting below.
             let _ = done.send(result);
         });
-        if self.enqueue(batch, guard, done) {
-            self.commit_group();
-            if !self.idle() {
-                // Those that came meanwhile must not keep this caller from going on.
-                self.shared.leading.fetch_add(1, Relaxed);
-                if !self.lead_elsewhere() {
-                    self.lead();
-                }
-            }
-        }
+        self.submit(batch, guard, done);
         let lost = |_| self.os("log")(std::io::Error::other("the commit was given up"));
         answer.recv().map_err(lost)?
     }
@@ -122,8 +74,7 @@ impl<D: Disk> Stream<D> {
 
     /// Commits what is in the queue: for who was told so by [`Stream::enqueue`].
     pub(crate) fn commit_queue(self: &Arc<Self>) {
-        let leading = self.shared.leading.fetch_add(1, Relaxed);
-        if leading < LEADERS || !self.lead_elsewhere() {
+        if self.shared.leading.fetch_add(1, Relaxed) < LEADERS || !self.lead_elsewhere() {
             self.lead();
         }
     }
@@ -162,39 +113,20 @@ impl<D: Disk> Stream<D> {
         let mut size = 0;
         let mut queue = lock(&self.queue);
         while let Some(job) = queue.jobs.front() {
-            size += job.batch.tally.log_bytes();
+            size += job.batch.len();
             if size > GROUP && !group.is_empty() {
                 break;
             }
             group.extend(queue.jobs.pop_front());
         }
         drop(queue);
-        // What was durable before this group, as far as is known.
-        let known = Some(*lock(&self.tip)).filter(|tip| !tip.guessed);
-        let mut before = known.map_or(0, |tip| tip.count);
-        let commit = || {
-            self.locked(|files, tip| {
-                before = tip.count;
-                let (places, new) = self.place(tip, &group);
-                self.write(files, tip, new, &group, &places).map(|()| places)
-            })
-        };
-        let outcome = catch_unwind(AssertUnwindSafe(commit));
-        let outcome = outcome.unwrap_or_else(|_| Err(self.unknown(&"a fault in smolstore")));
+        let results = self.attempt(&group);
         let status = &self.shared.status;
-        for (i, job) in group.into_iter().enumerate() {
-            let result = match &outcome {
-                Ok(places) => places[i].clone().map(|place| place.first),
-                // Nothing of it can have failed.
-                Err(_) if job.batch.tally.len == 0 && job.guard.is_none() => Ok(before),
-                // A guard that lost to what is durable is told so, whatever became of the others.
-                Err(_) if job.guard.is_some_and(|guard| guard < before) => Err(Error::Exists),
-                Err(error) => Err(error.clone()),
-            };
-            let (tally, took) = (job.batch.tally, job.begun.elapsed());
+        for (job, result) in group.into_iter().zip(results) {
+            let (events, len) = (job.batch.all_events(), job.batch.len());
             match &result {
-                Ok(_) if tally.len == 0 => {}
-                Ok(_) => status.batch(tally.all_events(), tally.len, took.as_nanos() as u64),
+                Ok(_) if len == 0 => {}
+                Ok(_) => status.batch(events, len, job.begun.elapsed().as_nanos() as u64),
                 Err(error) => self.refused(error),
             }
             // A fault there must not keep this thread from those who wait behind.
@@ -214,223 +146,190 @@ impl<D: Disk> Stream<D> {
         self.shared.status.refused(*error == Error::Exists);
     }
 
-    /// The place of each batch, or why it gets none; and the tip behind all but for its end.
-    fn place(&self, tip: Tip, group: &[Job<D>]) -> (Vec<Result<Place>>, Tip) {
-        let mut new = tip;
-        let places = group.iter().map(|job| {
-            if job.guard.is_some_and(|guard| guard != new.count) {
-                return Err(Error::Exists);
+    /// Commits these batches as one unit: what each is to be told.
+    fn attempt(self: &Arc<Self>, group: &[Job<D>]) -> Vec<Result<u64>> {
+        // What was durable before, as far as is known.
+        let mut before = lock(&self.tip).count;
+        let commit = || {
+            self.locked(|files, tip| {
+                before = tip.count;
+                let (places, count) = place(tip, group);
+                let some = count > tip.count;
+                let new = if some { self.write(files, tip, group, &places)? } else { tip };
+                Ok((places, new))
+            })
+        };
+        let outcome = catch_unwind(AssertUnwindSafe(commit));
+        match outcome.unwrap_or_else(|_| Err(self.unknown(&"a fault in smolstore"))) {
+            Ok((places, new)) => {
+                // A reader may have come further meanwhile, and must not go back.
+                let mut tip = lock(&self.tip);
+                *tip = if new.count > tip.count { new } else { *tip };
+                drop(tip);
+                places
             }
-            let first = new.count;
-            let events = job.batch.tally.all_events();
-            if events > 0 {
-                let Some(later) = new.time.checked_add(1) else {
-                    // No clock says so. Whoever could write such a log must not stop the others.
-                    let why = "no time is later than that of its last event";
-                    return Err(Error::Stopped { stream: self.title(), why });
+            // One that finds no room must not take others with it.
+            Err(error) if error.no_room() && group.len() > 1 => {
+                group.chunks(1).flat_map(|job| self.attempt(job)).collect()
+            }
+            Err(error) => {
+                let told = |job: &Job<D>| match job.guard {
+                    // Nothing of it can have failed.
+                    None if job.batch.is_empty() => Ok(before),
+                    // A guard that lost to what is durable is told so, whatever became of the others.
+                    Some(guard) if guard < before => Err(Error::Exists),
+                    _ => Err(error.clone()),
                 };
-                new.count += events;
-                let now = self.disk().now();
-                // Where the clock is behind, too, attempts differ in their times, but for one in a
-                // thousand: of two whose syncs failed a crash may leave sectors of both, which must
-                // not make one batch. A prime, for a clock may tick in steps.
-                new.time = if now < later { later.saturating_add(now % 1021) } else { now };
+                group.iter().map(told).collect()
             }
-            let (last, time) = (new.count, new.time);
-            Ok(Place { first, last, time })
-        });
-        (places.collect(), new)
+        }
     }
 
-    /// Steps 2 to 5 of a commit: log, sync, index, count.
+    /// Steps 2 to 5 of a commit: room, blocks, sync, `last`; the end then, if the lock still holds.
     fn write(
         &self,
         files: &Files<D>,
         tip: Tip,
-        new: Tip,
         group: &[Job<D>],
-        places: &[Result<Place>],
-    ) -> Result<()> {
-        if new.count == tip.count {
-            return Ok(());
+        places: &[Result<u64>],
+    ) -> Result<Tip> {
+        let (disk, log) = (self.disk(), files.log()?);
+        let placed = || group.iter().zip(places).filter(|(_, place)| place.is_ok());
+        let bytes: u64 = placed().map(|(job, _)| job.batch.room()).sum();
+        let first = tip.count == 0;
+        let mut head = *lock(&files.head);
+        if first {
+            // Of an odd number no time comes to 0.
+            head.seed =
+                if head.seed == 0 { disk.random().map_err(self.os("log"))? | 1 } else { head.seed };
+            // It takes up room for what is to be written last.
+            files.publish(0, head.seed)?;
         }
-        let disk = self.disk();
-        let placed = || {
-            group
-                .iter()
-                .zip(places)
-                .filter_map(|(job, place)| place.as_ref().ok().map(|place| (&job.batch, place)))
-        };
-        let bytes: u64 = placed().map(|(batch, _)| batch.tally.log_bytes()).sum();
-        if tip.count == 0 {
-            // Once more: after a sync that failed the next may succeed without what that one lost.
-            files.publish(0)?;
-            files.sync_index()?;
-            files.sync_names()?;
-        }
-        self.grow_index(files, new.count)?;
         // Where there is no room for the step ahead there may be for the batch.
-        let _ = self.grow_log(files, tip.end + bytes);
-        // Whoever holds all the room there is for batches keeps no other one from its commit.
-        let ends = Some(Spill::new(self.shared.disk.clone(), Arc::default()));
-        let mut writer =
-            Writer { stream: self, files, out: Vec::new(), at: tip.end, some: Vec::new(), ends };
-        let mut frames = || {
-            for (batch, place) in placed() {
-                writer.batch(batch, place)?;
-            }
-            writer.flush()
-        };
-        if let Err(error) = frames() {
-            return Err(self.undo(files, tip.end, error));
-        }
-        let Writer { at: end, ends, out, .. } = writer;
-        // Those who wait for the disk at the same time may be many.
-        drop(out);
-        if disk.sync_data(&files.log).is_err() {
-            // What became of the pages is not known, and trying again may lie. The stream stops in
-            // any case; the cut spares its recovery a batch that may look damaged.
-            let cut = self.cut(files, tip.end);
-            let _ = cut.and_then(|()| disk.sync_all(&files.log));
-            return Err(self.stop(files, "its log failed to sync"));
-        }
-        let index = || -> Result<()> {
-            match &ends {
-                Some(ends) => {
-                    ends.pieces(0, |at, bytes| files.hint(entry_at(tip.count) + at, bytes))?;
+        let _ = self.grow(files, tip.end, tip.end + bytes);
+        let mut blocks = Blocks::new(head.seed, &tip, self.time(tip)?);
+        let flush = |blocks: &mut Blocks| -> std::io::Result<()> {
+            match blocks.take() {
+                // While there are no events, with the head: it may be in the cache only.
+                (at, bytes) if first && at == HEAD as u64 => {
+                    write_all(disk, log, &[&head.encode()[..], &bytes].concat(), 0)?;
                 }
-                None => files.map(tip.count, tip.end, new.count).map(drop)?,
+                (at, bytes) => write_all(disk, log, &bytes, at)?,
             }
-            files.publish(new.count)?;
-            disk.stat(&files.log).map_err(self.os("log")).map(drop)
+            if let Some(((at, entries), index)) = blocks.take_entries().zip(files.index.as_ref()) {
+                // Hints: without them the pages are asked.
+                let _ = write_all(disk, index, &entries, at);
+            }
+            Ok(())
         };
-        index().map_err(|error| match error {
-            // Where the count finds no room all of it can be undone, if nobody has seen it.
-            full if full.no_room() && files.header() == Ok(Some(tip.count)) => {
-                self.undo(files, tip.end, full)
+        let mut fill = || -> Result<Tip> {
+            // Of any bytes, but without any, it is no event, as it was counted.
+            let parts = placed().flat_map(|(job, _)| &job.batch.parts);
+            for part in parts.filter(|part| part.tally.len > 0) {
+                part.spill.pieces(0, |_, bytes| {
+                    blocks.push(part.shape, bytes);
+                    match blocks.len() {
+                        WRITE.. => flush(&mut blocks).map_err(self.os("log")),
+                        _ => Ok(()),
+                    }
+                })?;
+                blocks.end(part.shape);
             }
-            error => self.unknown(&error),
-        })?;
-        *lock(&self.tip) = Tip { end, ..new };
+            let new = blocks.finish();
+            flush(&mut blocks).map_err(self.os("log")).map(|()| new)
+        };
+        let new = match fill() {
+            // It comes to nothing, unless what an older attempt left of the same bytes completes it.
+            Err(error)
+                if error.no_room()
+                    && walk::walk(&mut files.scan(PIECE)?, head.seed, tip, 0, &mut |_| {})
+                        .is_ok_and(|walked| walked.tip == tip) =>
+            {
+                return Err(error);
+            }
+            filled => filled.map_err(|error| self.doubt(files, &error))?,
+        };
+        // Those who wait for the disk at the same time may be many.
+        drop(blocks);
+        let synced = disk.sync_data(log).map_err(self.os("log"));
+        let named = || if first { self.spared(|| files.sync_names()) } else { Ok(()) };
+        let published =
+            synced.and_then(|()| named()).and_then(|()| files.publish(new.at, head.seed));
+        // A client cut off from a distributed file system may learn it here.
+        let told = published.and_then(|()| disk.stat(log).map_err(self.os("log")));
+        told.map_err(|error| self.doubt(files, &error))?;
+        *lock(&files.head) = head;
         self.shared.status.commit();
-        Ok(())
+        Ok(new)
     }
 
-    /// Takes back what was written of a batch that failed, before anything else is written there;
-    /// says what is to be told of it.
-    fn undo(&self, files: &Files<D>, end: u64, error: Error) -> Error {
-        let disk = self.disk();
-        let mut head = [0; frame::HEADER];
-        // Frames are written in order: without the first there is none.
-        if read_full(disk, &files.log, &mut head, end).is_ok() && head == [0; frame::HEADER] {
-            return error;
+    /// The time of a commit behind `tip`.
+    fn time(&self, tip: Tip) -> Result<u64> {
+        let now = self.disk().now();
+        if tip.time > now.saturating_add(LATE) && !self.late.swap(true, Relaxed) {
+            let ahead = (tip.time - now) / LATE;
+            (self.shared.log)(&format!(
+                "stream {:?}: the clock is {ahead} s behind the time of its last event; until it \
+                 has caught up, new events get that time and a nanosecond more each",
+                self.title()
+            ));
         }
-        match self.cut(files, end).map_err(self.os("log")) {
-            // As for an acknowledgement: whoever was cut off may only be told by this stat.
-            Ok(()) if disk.sync_all(&files.log).is_ok() && disk.stat(&files.log).is_ok() => error,
-            // Where each write takes new blocks to cut needs room, too. Whoever has something to
-            // write next recovers first: what is there is then cut off, or adopted.
-            Err(full) if full.no_room() => self.unknown(&error),
-            _ => {
-                self.stop(files, "a batch that failed could not be cut off again");
-                self.unknown(&error)
-            }
-        }
+        let time = now.max(tip.time + 1);
+        // Blocks have no later one. No clock says so: whoever could write such a log must not stop
+        // the others.
+        let why = "no time is later than that of its last event";
+        let stopped = Error::Stopped { stream: self.title(), why };
+        if time < page::MAX { Ok(time) } else { Err(stopped) }
     }
 
-    pub(crate) fn cut(&self, files: &Files<D>, end: u64) -> std::io::Result<()> {
-        lock(&self.room).log = end;
-        self.disk().set_len(&files.log, end)
+    /// What became of a commit is not known: the next to use the stream finds out.
+    pub(crate) fn doubt(&self, files: &Files<D>, error: &Error) -> Error {
+        files.stale.store(true, Relaxed);
+        self.unknown(error)
     }
 
     pub(crate) fn unknown(&self, error: &dyn std::fmt::Display) -> Error {
         Error::Unknown { stream: self.title(), why: error.to_string() }
     }
 
-    /// Takes no more appends until the next mount has recovered the stream.
-    pub(crate) fn stop(&self, files: &Files<D>, why: &'static str) -> Error {
-        lock(&self.shared.stopped).insert(files.identity, why);
-        let error = Error::Stopped { stream: self.title(), why };
-        (self.shared.log)(&error.to_string());
-        error
-    }
-
-    /// Runs `remove` under the locks of the stream, unless it holds events.
-    pub(crate) fn empty(self: &Arc<Self>, remove: impl FnOnce() -> Result<()>) -> Result<()> {
-        self.locked(|_, tip| match tip.count {
-            0 => remove(),
-            _ => Err(Error::NotEmpty),
-        })
-    }
-
     /// Runs `change` on the stream as it is, under its locks.
-    fn locked<R>(self: &Arc<Self>, change: impl FnOnce(&Files<D>, Tip) -> Result<R>) -> Result<R> {
+    pub(crate) fn locked<R>(
+        self: &Arc<Self>,
+        change: impl FnOnce(&Files<D>, Tip) -> Result<R>,
+    ) -> Result<R> {
         if self.shared.read_only {
             return Err(Error::ReadOnly);
         }
-        let disk = self.disk();
         let _writer = lock(&self.writer);
         // Each turn finds what another process left; nobody can do that forever.
+        let mut failed = false;
         for turn in 0..16 {
             let mut files = self.files()?;
-            if files.lost.is_some() {
+            if files.intact.is_some() {
                 // It may have been given up meanwhile, and the index deleted.
-                files = self.files_and_tip()?.0;
+                files = self.look()?.0;
             }
-            let stopped = lock(&self.shared.stopped).get(&files.identity).copied();
-            let lost = files.lost.map(|_| "the disk lost acknowledged events");
-            if let Some(why) = stopped.or(lost) {
-                return Err(Error::Stopped { stream: self.title(), why });
-            }
-            if let Some(full) = &files.unmended {
-                if turn > 0 {
-                    return Err(full.clone());
+            match (&files.unmended, &files.intact) {
+                (Some(error), _) if turn > 0 => return Err(error.clone()),
+                (None, Some(_)) => {
+                    let why = "the disk lost acknowledged events";
+                    return Err(Error::Stopped { stream: self.title(), why });
                 }
-                // There may be room by now.
-                drop(files);
-                self.close();
-                continue;
-            }
-            disk.lock(&files.log, false).map_err(self.os("log"))?;
-            let held = Held { disk, file: Some(&files.log) };
-            let log = disk.stat(&files.log).map_err(self.os("log"))?;
-            let index = disk.stat(&files.index).map_err(self.os("index"))?;
-            let mut ready = log.named && index.named;
-            if ready && let Some(tip) = self.tip_of(&files)? {
-                if tip.count == 0 {
-                    // The first commit makes the name durable: it must be the stream's still.
-                    let named = disk.identity(&files.name.join("log")).ok();
-                    if named != Some(files.identity) {
-                        return Err(Error::NotFound);
+                (Some(_), _) => {}
+                (None, None) => {
+                    let held = Held::new(self.shared.disk.clone(), files.log.as_ref(), false);
+                    let held = held.map_err(self.os("log"));
+                    match held.and_then(|held| Ok((held, self.ready(&files)?))) {
+                        Ok((held, Some(tip))) => {
+                            return self.release_after(&files, held, change(&files, tip));
+                        }
+                        // Another stream has the name now.
+                        Err(Error::NotFound) => return Err(Error::NotFound),
+                        // Files that fail may be dead, and STORE be mounted anew.
+                        Err(error) if failed => return Err(self.given_up(error)),
+                        ready => failed = ready.is_err(),
                     }
                 }
-                let (mut around, first) = (END, usize::from(tip.end == 0));
-                let from = tip.end + first as u64 - 1;
-                let read = read_full(disk, &files.log, &mut around[first..], from);
-                read.map_err(self.os("log"))?;
-                // Another one crashed in the middle of a commit, or the log was cut short, or the
-                // disk lost what was there.
-                ready = around == END && log.len >= tip.end;
-                if ready {
-                    *lock(&self.room) = Room { log: log.len, index: index.len };
-                    let result = change(&files, tip);
-                    let released = held.release();
-                    return match (released, result) {
-                        (Err(error), Ok(_)) => {
-                            // Nobody is to be told EEXIST for it.
-                            *lock(&self.tip) = tip;
-                            Err(self.unknown(&self.os("log")(error)))
-                        }
-                        // Nor that nothing is stored, by who only believed to cut it off again.
-                        (Err(_), Err(full)) if full.no_room() => Err(self.unknown(&full)),
-                        (_, result) => result,
-                    };
-                }
-            }
-            drop(held);
-            if !log.named {
-                // Removed; another stream may have its name by now, and then it is that.
-                *lock(&self.identity) = 0;
             }
             drop(files);
             self.close();
@@ -438,207 +337,76 @@ impl<D: Disk> Stream<D> {
         Err(self.os("log")(std::io::Error::other("it does not stay recovered")))
     }
 
-    fn grow_log(&self, files: &Files<D>, needed: u64) -> Result<()> {
-        let len = lock(&self.room).log;
-        lock(&self.room).log = self.grow(&files.log, "log", len, needed)?;
-        Ok(())
-    }
-
-    fn grow_index(&self, files: &Files<D>, count: u64) -> Result<()> {
-        let len = lock(&self.room).index;
-        lock(&self.room).index = self.grow(&files.index, "index", len, entry_at(count))?;
-        Ok(())
-    }
-
-    /// Makes a file of length `len` as long as needed; says how long it is now.
-    fn grow(&self, file: &D::File, what: &str, len: u64, needed: u64) -> Result<u64> {
-        if needed <= len {
-            return Ok(len);
-        }
-        let large = lock(&self.pending).0 > index::MAX_STEP;
-        let result = self.disk().reserve(file, len, index::grown(needed), large);
-        if let Err(error) = result {
-            // The step ahead may have been too much, what is needed not.
-            let got = self.disk().stat(file).map_err(self.os(what))?.len;
-            if got >= needed {
-                return Ok(got);
-            }
-            // Give back what was taken: others may need it.
-            let _ = self.disk().set_len(file, len);
-            return Err(self.os(what)(error));
-        }
-        Ok(index::grown(needed))
-    }
-
-    /// Takes up room for `bytes` more of log and `events` more of index, so that it is the write
-    /// that meets a full disk, not the commit.
-    fn reserve(self: &Arc<Self>, bytes: u64, events: u64) -> Result<()> {
-        let (bytes, events) = {
-            let mut pending = lock(&self.pending);
-            pending.0 += bytes;
-            pending.1 += events;
-            *pending
+    /// As [`Stream::locked`], but nothing happens where somebody would have to be waited for, or
+    /// recovery is due.
+    pub(crate) fn try_locked(
+        self: &Arc<Self>,
+        change: impl FnOnce(&Files<D>, Tip) -> Result<()>,
+    ) -> Result<()> {
+        let Some(_writer) = try_lock(&self.writer) else {
+            return Ok(());
         };
-        let (tip, room) = (*lock(&self.tip), *lock(&self.room));
-        if room.log >= tip.end + bytes && room.index >= entry_at(tip.count + events) {
+        let files = self.files()?;
+        if files.intact.is_some() || files.unmended.is_some() {
             return Ok(());
         }
-        // Beyond a few it is the commit that meets a full disk: whoever holds a log's lock for long
-        // must not hold up all there is.
-        let reserving = &self.shared.reserving;
-        let reserved = match reserving.fetch_add(1, Relaxed) {
-            ..RESERVING => self.locked(|files, tip| {
-                self.grow_index(files, tip.count + events)?;
-                self.grow_log(files, tip.end + bytes)
-            }),
-            _ => Ok(()),
-        };
-        reserving.fetch_sub(1, Relaxed);
-        reserved
-    }
-
-    /// A batch is committed or given up. What was reserved for a large one goes back.
-    fn release(self: &Arc<Self>, bytes: u64, events: u64) {
-        {
-            let mut pending = lock(&self.pending);
-            pending.0 -= bytes;
-            pending.1 -= events;
-        }
-        if bytes < index::MAX_STEP {
-            return;
-        }
-        // When it does not work the space is given back at the next mount.
-        let _ = self.locked(|files, tip| {
-            let left = *lock(&self.pending);
-            // No step ahead: that is not of zeros.
-            let keep = (tip.end + left.0).next_multiple_of(4096);
-            if lock(&self.room).log > keep {
-                self.cut(files, keep).map_err(self.os("log"))?;
-            }
-            let keep = index::grown(entry_at(tip.count + left.1));
-            let room = &mut lock(&self.room).index;
-            if *room > keep {
-                *room = keep;
-                let cut = self.disk().set_len(&files.index, keep);
-                cut.map_err(self.os("index"))?;
-            }
-            Ok(())
+        let (disk, log) = (self.shared.disk.clone(), files.log()?);
+        let held = Held::try_new(disk, log).map_err(self.os("log"));
+        let ready = held.and_then(|held| {
+            let Some(held) = held else {
+                return Ok(None);
+            };
+            Ok(self.ready(&files)?.map(|tip| (held, tip)))
         });
-    }
-}
-
-/// Where a batch goes: its events are `first..last`.
-#[derive(Clone, Copy)]
-struct Place {
-    first: u64,
-    last: u64,
-    time: u64,
-}
-
-/// Writes frames to the log.
-struct Writer<'a, D: Disk> {
-    stream: &'a Stream<D>,
-    files: &'a Files<D>,
-    out: Vec<u8>,
-    /// Where `out` goes.
-    at: u64,
-    /// Where the events in `out` end, as it will be in the index;
-    some: Vec<u8>,
-    /// and those before. They wait for the sync: a batch that a crash takes leaves no entries.
-    /// None when there is no room: the log says it, too.
-    ends: Option<Spill<D>>,
-}
-
-impl<D: Disk> Writer<'_, D> {
-    fn batch(&mut self, batch: &Batch<D>, place: &Place) -> Result<()> {
-        let mut n = place.first;
-        batch.spill.events(batch.shape, |event| {
-            let (first, last) = (n == place.first, n + 1 == place.last);
-            frame::encode(&mut self.out, n, place.time, first, last, event);
-            n += 1;
-            self.some.extend((self.at + self.out.len() as u64).to_le_bytes());
-            if self.out.len() as u64 >= GROUP {
-                self.flush()?;
+        match ready {
+            Ok(Some((held, tip))) => self.release_after(&files, held, change(&files, tip)),
+            Ok(None) => Ok(()),
+            // Another stream has the name now.
+            Err(Error::NotFound) => Err(Error::NotFound),
+            Err(_) => {
+                self.close();
+                Ok(())
             }
-            Ok(())
-        })
-    }
-
-    fn flush(&mut self) -> Result<()> {
-        let (disk, log) = (self.stream.disk(), &self.files.log);
-        write_all(disk, log, &self.out, self.at).map_err(self.stream.os("log"))?;
-        let kept = self.ends.take().map(|mut ends| ends.push(&self.some).map(|()| ends));
-        self.ends = kept.and_then(Result::ok);
-        self.at += self.out.len() as u64;
-        self.out.clear();
-        self.some.clear();
-        Ok(())
-    }
-}
-
-/// Gives the lock back when it is dropped, also by a panic.
-struct Held<'a, D: Disk> {
-    disk: &'a D,
-    file: Option<&'a D::File>,
-}
-
-impl<D: Disk> Held<'_, D> {
-    fn release(mut self) -> std::io::Result<()> {
-        self.file.take().map_or(Ok(()), |file| self.disk.unlock(file))
-    }
-}
-
-impl<D: Disk> Drop for Held<'_, D> {
-    fn drop(&mut self) {
-        if let Some(file) = self.file {
-            // The stream is opened again, which drops the lock in any case.
-            let _ = self.disk.unlock(file);
         }
     }
-}
 
-/// Events gathered for one commit. Dropped without one, it leaves nothing.
-pub struct Batch<D: Disk> {
-    stream: Arc<Stream<D>>,
-    shape: Shape,
-    tally: Tally,
-    spill: Spill<D>,
-    reserved: (u64, u64),
-}
-
-impl<D: Disk> Batch<D> {
-    /// Adds bytes. After an error the batch cannot be committed, only dropped.
-    pub fn push(&mut self, bytes: &[u8]) -> Result<()> {
-        let mut tally = self.tally;
-        tally.push(self.shape, bytes).map_err(|_| Error::TooLong)?;
-        let needed = (tally.log_bytes(), tally.all_events());
-        let more = (needed.0 - self.reserved.0, needed.1 - self.reserved.1);
-        self.reserved = needed;
-        self.stream.reserve(more.0, more.1)?;
-        self.spill.push(bytes)?;
-        self.tally = tally;
-        Ok(())
+    /// Nobody is to be told that something is stored, or not, by who may have lost the lock.
+    fn release_after<R>(&self, files: &Files<D>, held: Held<D>, result: Result<R>) -> Result<R> {
+        let released = held.release().map_err(self.os("log"));
+        released.map_err(|error| self.doubt(files, &error)).and(result)
     }
 
-    pub(crate) fn tally(&self) -> Tally {
-        self.tally
-    }
-
-    /// Takes away what is behind the last complete event. After an error neither can be committed.
-    pub fn split_torn(&mut self) -> Result<Batch<D>> {
-        let mut torn = self.stream.batch(self.shape);
-        torn.spill = self.spill.split_off(self.tally.complete)?;
-        torn.tally.len = self.tally.torn();
-        self.tally.len = self.tally.complete;
-        let kept = (self.tally.log_bytes(), self.tally.all_events());
-        torn.reserved = (self.reserved.0 - kept.0, self.reserved.1 - kept.1);
-        self.reserved = kept;
-        Ok(torn)
+    /// The end of a stream that can be appended to as it is, under the locks: the files have their
+    /// names, `last` is known, and nobody has left a commit behind it. None: to be opened again.
+    fn ready(&self, files: &Files<D>) -> Result<Option<Tip>> {
+        let Some(tip) = self.seen(files)?.filter(|_| files.intact.is_none()) else {
+            return Ok(None);
+        };
+        let log = self.disk().stat(files.log()?).map_err(self.os("log"))?;
+        self.room.store(log.len, Relaxed);
+        if !log.named {
+            return Ok(None);
+        }
+        // The first commit makes the name durable: it must be the stream's still.
+        if tip.count == 0 && !self.spared(|| files.matched())? {
+            return Err(Error::NotFound);
+        }
+        // A commit without an end is overwritten.
+        let behind = files.behind(&tip)?;
+        Ok([0, files.dead].contains(&behind).then_some(tip))
     }
 }
 
-impl<D: Disk> Drop for Batch<D> {
-    fn drop(&mut self) {
-        self.stream.release(self.reserved.0, self.reserved.1);
-    }
+/// The place of each batch, or why it gets none; and the count behind all.
+fn place<D: Disk>(tip: Tip, group: &[Job<D>]) -> (Vec<Result<u64>>, u64) {
+    let mut count = tip.count;
+    let places = group.iter().map(|job| {
+        if job.guard.is_some_and(|guard| guard != count) {
+            return Err(Error::Exists);
+        }
+        let first = count;
+        count += job.batch.all_events();
+        Ok(first)
+    });
+    (places.collect(), count)
 }

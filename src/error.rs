@@ -16,8 +16,10 @@ pub enum Error {
     NotPermitted,
     /// A name no stream can have, or a write where it makes no sense.
     Invalid,
-    /// An event above 16 MiB.
-    TooLong,
+    /// An event that was dropped.
+    Dropped,
+    /// A name that leads to another file by now.
+    Stale,
     /// The store was opened for reading only, or is on a file system that became so.
     ReadOnly,
     /// More spilled batches at once than there are descriptors for.
@@ -31,7 +33,7 @@ pub enum Error {
         /// What is wrong.
         what: &'static str,
     },
-    /// The stream takes no appends until it is recovered at the next mount.
+    /// The stream takes no appends.
     Stopped {
         /// The stream.
         stream: String,
@@ -74,7 +76,8 @@ impl Error {
             Error::NotEmpty => libc::ENOTEMPTY,
             Error::NotPermitted => libc::EPERM,
             Error::Invalid | Error::Foreign(_) => libc::EINVAL,
-            Error::TooLong => libc::EMSGSIZE,
+            Error::Dropped => libc::ENODATA,
+            Error::Stale => libc::ESTALE,
             Error::ReadOnly => libc::EROFS,
             Error::TooManyBatches => libc::ENFILE,
             Error::Again => libc::EAGAIN,
@@ -87,6 +90,8 @@ impl Error {
             Error::Os { errno, .. } => match *errno {
                 libc::EINTR | libc::EAGAIN | libc::EEXIST | libc::EINVAL | libc::EBADF => libc::EIO,
                 libc::EMSGSIZE | libc::EFAULT | libc::ENOSYS | 0 => libc::EIO,
+                // As if it were this mount that is dead.
+                libc::ENOTCONN | libc::ECONNABORTED | libc::ESHUTDOWN | libc::ESTALE => libc::EIO,
                 errno => errno,
             },
         }
@@ -115,14 +120,15 @@ impl fmt::Display for Error {
             Error::NotEmpty => f.write_str("the stream holds events"),
             Error::NotPermitted => f.write_str("streams are only ever appended to"),
             Error::Invalid => f.write_str("not a name for a stream, or not a place to write"),
-            Error::TooLong => f.write_str("an event is at most 16 MiB"),
+            Error::Dropped => f.write_str("this event was dropped"),
+            Error::Stale => f.write_str("events were dropped: it is another file"),
             Error::ReadOnly => f.write_str("the store can only be read"),
             Error::TooManyBatches => f.write_str("too many large batches are being written"),
             Error::Damaged { stream, index, what } => {
                 write!(f, "stream {stream:?}, event {index}: {what}")
             }
             Error::Stopped { stream, why } => {
-                write!(f, "stream {stream:?} takes no appends until it is mounted again: {why}")
+                write!(f, "stream {stream:?} takes no appends: {why}")
             }
             Error::Unknown { stream, why } => {
                 write!(f, "stream {stream:?}: a commit may have happened or not: {why}")

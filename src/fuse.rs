@@ -13,16 +13,18 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant, SystemTime};
 
 use fuser::{
-    BsdFileFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation,
-    INodeNo, InitFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier,
-    RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry,
-    ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, Request, TimeOrNow, WriteFlags,
+    BsdFileFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
+    KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier, RenameFlags,
+    ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyOpen,
+    ReplyPoll, ReplyStatfs, ReplyWrite, Request, TimeOrNow, WriteFlags,
 };
 
 use crate::error::{Error, Result};
-use crate::open::{Answer, Open};
-use crate::proc;
-use crate::tree::{Attr, Node, Tree, Type};
+use crate::node::Node;
+use crate::open::Open;
+use crate::reply::{Reply, attr, empty, entry, entry_attr, file_type, open_flags};
+use crate::tree::Tree;
+use crate::wait::Answer;
 
 /// The longest write that arrives in one piece: 256 KiB times the threads is what their buffers
 /// may take.
@@ -59,13 +61,13 @@ impl Fuse {
         asked: Asked,
         handle: FileHandle,
         reply: P,
-        request: impl FnOnce(Arc<Open>, Answer<R>),
+        request: impl FnOnce(&Tree, Arc<Open>, Answer<R>),
         ok: impl FnOnce(P, R) + Send + 'static,
     ) {
         let tree = self.0.clone();
         let answer = move |result| answer(&tree, asked, reply, result, ok);
         let run = || match self.0.file(handle.0) {
-            Ok(file) => request(file, Box::new(answer)),
+            Ok(file) => request(&self.0, file, Box::new(answer)),
             Err(error) => answer(Err(error)),
         };
         if catch_unwind(AssertUnwindSafe(run)).is_err() {
@@ -102,77 +104,12 @@ fn answer<P: Reply, R>(
 /// When a request came that is to be traced, and what it says.
 type Asked = Option<(Instant, String)>;
 
-/// What all of fuser's replies have in common.
-trait Reply: Send + 'static {
-    fn refuse(self, errno: Errno);
-}
-
-macro_rules! replies {
-    ($($reply:ident)*) => {
-        $(impl Reply for $reply {
-            fn refuse(self, errno: Errno) {
-                self.error(errno);
-            }
-        })*
-    };
-}
-
-replies!(ReplyAttr ReplyCreate ReplyData ReplyDirectory ReplyEmpty ReplyEntry ReplyOpen ReplyPoll);
-replies!(ReplyStatfs ReplyWrite);
-
-fn file_type(node: Node) -> FileType {
-    match node.file_type() {
-        Type::Directory => FileType::Directory,
-        Type::File => FileType::RegularFile,
-        Type::Link => FileType::Symlink,
-    }
-}
-
-fn file_attr(attr: &Attr) -> FileAttr {
-    let kind = file_type(attr.node);
-    FileAttr {
-        ino: INodeNo(attr.node.number()),
-        size: attr.size,
-        blocks: attr.size.div_ceil(512),
-        atime: attr.time,
-        mtime: attr.time,
-        ctime: attr.time,
-        crtime: attr.time,
-        kind,
-        perm: attr.mode as u16,
-        nlink: if kind == FileType::Directory { 2 } else { 1 },
-        uid: attr.uid,
-        gid: attr.gid,
-        rdev: 0,
-        blksize: 1 << 17,
-        flags: 0,
-    }
-}
-
-// What a request is told that succeeded.
-
-fn empty(reply: ReplyEmpty, (): ()) {
-    reply.ok();
-}
-
-fn attr(reply: ReplyAttr, attr: Attr) {
-    reply.attr(&attr.node.lifetimes().1, &file_attr(&attr));
-}
-
-fn entry(reply: ReplyEntry, attr: Attr) {
-    let (name, attributes) = attr.node.lifetimes();
-    reply.entry_with_ttls(&attributes, &name, &file_attr(&attr), Generation(0));
-}
-
-fn opened(reply: ReplyOpen, handle: u64) {
-    // Of a directory the kernel ignores it.
-    reply.opened(FileHandle(handle), FopenFlags::FOPEN_DIRECT_IO);
-}
-
 impl Filesystem for Fuse {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
         // An older kernel has less; what is missing is slower, or mmap fails there.
         for wanted in [
+            InitFlags::FUSE_ASYNC_DIO,
+            InitFlags::FUSE_ATOMIC_O_TRUNC,
             InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
             InitFlags::FUSE_AUTO_INVAL_DATA,
             InitFlags::FUSE_PARALLEL_DIROPS,
@@ -209,7 +146,7 @@ impl Filesystem for Fuse {
         _: Option<TimeOrNow>,
         _: Option<TimeOrNow>,
         _: Option<SystemTime>,
-        _: Option<FileHandle>,
+        handle: Option<FileHandle>,
         _: Option<SystemTime>,
         _: Option<SystemTime>,
         _: Option<SystemTime>,
@@ -220,7 +157,12 @@ impl Filesystem for Fuse {
             request,
             format_args!("setattr {node} mode {mode:?} owner {uid:?} {gid:?} size {size:?}"),
         );
-        self.run(asked, reply, |tree| tree.change(node.0, mode, uid, gid, size), attr);
+        let change = |tree: &Tree| {
+            let cut = |size| tree.truncate(node.0, handle.map(|handle| handle.0), size);
+            size.map_or(Ok(()), cut)?;
+            tree.change(node.0, mode, uid, gid)
+        };
+        self.run(asked, reply, change, attr);
     }
 
     fn readlink(&self, request: &Request, node: INodeNo, reply: ReplyData) {
@@ -278,7 +220,9 @@ impl Filesystem for Fuse {
 
     fn open(&self, request: &Request, node: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let asked = self.asked(request, format_args!("open {node} {:#x}", flags.0));
-        self.run(asked, reply, |tree| tree.open(node.0, flags.0), opened);
+        let how = open_flags(node, flags);
+        let ok = move |reply: ReplyOpen, handle| reply.opened(FileHandle(handle), how);
+        self.run(asked, reply, |tree| tree.open(node.0, flags.0), ok);
     }
 
     fn create(
@@ -297,7 +241,7 @@ impl Filesystem for Fuse {
             reply,
             |tree| tree.create(parent.0, name, flags),
             |reply, (attr, handle)| {
-                let (attr, handle) = (file_attr(&attr), FileHandle(handle));
+                let (attr, handle) = (entry_attr(&attr), FileHandle(handle));
                 let direct = FopenFlags::FOPEN_DIRECT_IO;
                 reply.created(&Duration::ZERO, &attr, Generation(0), handle, direct);
             },
@@ -318,7 +262,7 @@ impl Filesystem for Fuse {
         let asked = self.asked(request, format_args!("read {handle} {size} at {offset}"));
         // A read for the page cache, in the name of nobody: mmap, or sendfile(2) and splice(2), which
         // do not wait. To EINVAL they who use these answer by reading themselves.
-        if owner.is_none() && Tree::follows(node.0) {
+        if owner.is_none() && Node::of(node.0).is_ok_and(Node::flows) {
             return reply.error(Errno::EINVAL);
         }
         if let Some(text) = self.0.text(node.0, handle.0) {
@@ -331,7 +275,7 @@ impl Filesystem for Fuse {
             asked,
             handle,
             reply,
-            |file, answer| file.read_on(offset, size as usize, wait, answer),
+            |_, file, answer| file.reader.read_on(offset, size as usize, wait, answer),
             |reply, bytes: Vec<u8>| reply.data(&bytes),
         );
     }
@@ -355,7 +299,7 @@ impl Filesystem for Fuse {
             reply,
             |tree| match tree.text(node.0, handle.0) {
                 Some(_) => Ok(true),
-                None => tree.file(handle.0)?.poll(notify),
+                None => tree.file(handle.0)?.reader.poll(notify),
             },
             |reply, ready| {
                 let write = PollEvents::POLLOUT | PollEvents::POLLWRNORM;
@@ -385,11 +329,12 @@ impl Filesystem for Fuse {
         // A request holds no more than MAX_WRITE.
         let len = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
         let owner = owner.map_or(0, |owner| owner.0);
+        let place = (request.unique().0, offset);
         self.hand_over(
             asked,
             handle,
             reply,
-            |file, answer| file.write(owner, offset, bytes, answer),
+            |_, file, answer| file.write(owner, place, bytes, answer),
             move |reply, ()| reply.written(len),
         );
     }
@@ -403,17 +348,16 @@ impl Filesystem for Fuse {
         reply: ReplyEmpty,
     ) {
         let asked = self.asked(request, format_args!("flush {handle}"));
-        if self.0.text(node.0, handle.0).is_some() {
-            return reply.ok();
-        }
-        let ending = || proc::ending(request.pid());
-        let flush = |file: Arc<Open>, answer| file.flush(owner.0, ending, answer);
+        let pid = request.pid();
+        let flush = |tree: &Tree, file: Arc<Open>, answer| {
+            tree.flush(node.0, &file, owner.0, pid, answer);
+        };
         self.hand_over(asked, handle, reply, flush, empty);
     }
 
     fn fsync(&self, request: &Request, _: INodeNo, handle: FileHandle, _: bool, reply: ReplyEmpty) {
         let asked = self.asked(request, format_args!("fsync {handle}"));
-        self.hand_over(asked, handle, reply, |file, answer| file.sync(answer), empty);
+        self.hand_over(asked, handle, reply, |_, file, answer| file.writer.sync(answer), empty);
     }
 
     fn release(
@@ -432,7 +376,8 @@ impl Filesystem for Fuse {
 
     fn opendir(&self, request: &Request, node: INodeNo, _: OpenFlags, reply: ReplyOpen) {
         let asked = self.asked(request, format_args!("opendir {node}"));
-        self.run(asked, reply, |tree| tree.opendir(node.0), opened);
+        let ok = |reply: ReplyOpen, handle| reply.opened(FileHandle(handle), FopenFlags::empty());
+        self.run(asked, reply, |tree| tree.opendir(node.0), ok);
     }
 
     fn readdir(
@@ -450,8 +395,8 @@ impl Filesystem for Fuse {
             |tree| tree.entries(handle.0, offset == 0),
             |mut reply, entries| {
                 let behind = usize::try_from(offset).unwrap_or(usize::MAX);
-                for (next, (node, name)) in (1..).zip(&*entries).skip(behind) {
-                    if reply.add(INodeNo(node.number()), next, file_type(*node), name) {
+                for (next, (inode, kind, name)) in (1..).zip(&*entries).skip(behind) {
+                    if reply.add(INodeNo(*inode), next, file_type(*kind), name) {
                         break;
                     }
                 }

@@ -1,79 +1,104 @@
-//! The open log and index of a stream: where its events are, and the checks on the way there.
-//!
-//! An entry of the index is a hint: a power cut may leave it as a hole, a bad disk as anything.
-//! It is believed when a frame that is valid for the event's index lies there, and derived again
-//! from the nearest one before it otherwise.
+//! The open log and index of a stream: reading pages, recovering.
 
-use std::ops::Range;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::{Arc, Mutex};
 
 use crate::disk::Disk;
 use crate::error::{Error, Result};
-use crate::frame::{self, Found};
-use crate::index::entry_at;
-use crate::recover::Walk;
+use crate::page::{self, Block, HEAD, Head, INDEX_HEAD, PAGE, u64_at};
 use crate::spill::{PIECE, write_all};
+use crate::sys::lock;
+use crate::walk::{self, Evidence, Found, Gap, Pages, Tip};
 
-/// So many entries are kept in memory until they are written to the index.
-pub(crate) const ENTRIES: usize = 8192;
+/// No checksum but one in four thousand million.
+pub(crate) const GONE: u32 = u32::MAX;
 
-/// The open files of a stream, recovered.
+/// The open files of a stream.
 pub(crate) struct Files<D: Disk> {
     pub(crate) disk: Arc<D>,
     /// The stream's directory.
     pub(crate) name: PathBuf,
-    /// Log and index may be written to.
+    /// They may be written to.
     pub(crate) write: bool,
-    pub(crate) log: D::File,
-    pub(crate) index: D::File,
+    /// None where it is not there and may not be made.
+    pub(crate) log: Option<D::File>,
+    /// The same; nobody commits without one.
+    pub(crate) index: Option<D::File>,
+    /// Tells the log from every other file on this machine, 0 when there is none.
     pub(crate) identity: u64,
-    /// Where nothing may be written: entries from this one on are in a file of our own.
-    pub(crate) over: Option<(u64, D::File)>,
-    /// The index has the count. Otherwise it is what recovery found, and does not change.
-    pub(crate) counted: bool,
-    /// The disk lost acknowledged events, from this one on.
-    pub(crate) lost: Option<u64>,
-    /// What it lost is followed by others for sure: an index of another log leads to them.
-    pub(crate) more: bool,
-    /// There was no room to recover it, or nothing can be written: it can be read as it is.
+    /// As it was last seen; without a seed before the first commit.
+    pub(crate) head: Mutex<Head>,
+    /// The end is not known, for the disk lost acknowledged events or recovery failed: what there is
+    /// before it, and why.
+    pub(crate) intact: Option<(Tip, Error)>,
+    /// Why nothing can be appended, until they are opened again.
     pub(crate) unmended: Option<Error>,
-    /// Events that neither the index nor the log before them leads to, as was seen: whoever reads
-    /// all of them one by one need not look for each through all before it.
-    pub(crate) barren: Mutex<Range<u64>>,
-    /// How far a walk came behind all that is shown, inside a batch without its end.
-    torn: Mutex<Walk>,
+    /// What became of a commit is not known: they are to be opened again, which recovers.
+    pub(crate) stale: AtomicBool,
+    /// What stood behind the end then, of a commit without an end: see [`Files::behind`].
+    pub(crate) dead: u32,
+    /// `last` when the end of the stream was last worked out from it.
+    pub(crate) seen: AtomicU64,
 }
 
 impl<D: Disk> Files<D> {
-    /// Log and index of the stream in the directory `name`, as they are.
-    pub(crate) fn new(
-        disk: Arc<D>,
-        name: PathBuf,
-        write: bool,
-        (log, index): (D::File, D::File),
-        identity: u64,
-    ) -> Files<D> {
-        Files {
+    /// Opens log and index of the stream in the directory `name`, as far as they are there or, to
+    /// `write`, can be made. They are to be recovered before anything else.
+    pub(crate) fn open(disk: Arc<D>, name: PathBuf, write: bool) -> Result<Files<D>> {
+        let mut files = Files {
             disk,
             name,
             write,
-            log,
-            index,
-            identity,
-            over: None,
-            counted: true,
-            lost: None,
-            more: false,
+            log: None,
+            index: None,
+            identity: 0,
+            head: Mutex::default(),
+            intact: None,
             unmended: None,
-            barren: Mutex::default(),
-            torn: Mutex::default(),
+            stale: AtomicBool::new(false),
+            dead: 0,
+            seen: AtomicU64::new(0),
+        };
+        files.log = files.open_one("log")?;
+        files.write &= files.unmended.is_none();
+        files.index = files.open_one("index")?;
+        // One that is only not there yet, for want of room, is no bar to appending.
+        files.write &= files.unmended.is_none() || files.index.is_none();
+        files.identity = match &files.log {
+            Some(log) => files.disk.stat(log).map_err(files.os("log"))?.identity,
+            None if files.disk.identity(&files.name).is_err() => return Err(Error::NotFound),
+            None => 0,
+        };
+        Ok(files)
+    }
+
+    /// Whether the log is the one that its name leads to. Where that is so once the index is open,
+    /// that is its own, however others create and rename.
+    pub(crate) fn matched(&self) -> Result<bool> {
+        match self.disk.identity(&self.name.join("log")) {
+            Ok(identity) => Ok(identity == self.identity),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(self.identity == 0),
+            Err(error) => Err(self.os("log")(error)),
         }
     }
 
-    /// It waits for room to be recovered.
-    pub(crate) fn full(&self) -> bool {
-        self.unmended.as_ref().is_some_and(Error::no_room)
+    /// None where there is no such file.
+    fn open_one(&mut self, what: &str) -> Result<Option<D::File>> {
+        let path = self.name.join(what);
+        let opened = self.disk.open(&path, self.write).or_else(|error| {
+            // A file system that became read-only by an error, or full, can be read all the same.
+            let denied = [libc::EROFS, libc::EACCES, libc::ENOSPC, libc::EDQUOT].map(Some);
+            if !self.write || !denied.contains(&error.raw_os_error()) {
+                return Err(error);
+            }
+            self.unmended = Some(self.os(what)(error));
+            self.disk.open(&path, false)
+        });
+        match opened {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            opened => opened.map(Some).map_err(self.os(what)),
+        }
     }
 
     pub(crate) fn title(&self) -> String {
@@ -89,340 +114,366 @@ impl<D: Disk> Files<D> {
         Error::Damaged { stream: self.title(), index, what }
     }
 
-    /// An error where `count` events are all there is to see, but others may have followed: what
-    /// an index counts that a crash left behind is less than was acknowledged.
-    pub(crate) fn ended(&self, count: u64) -> Result<()> {
-        if self.lost.is_none() {
-            return Ok(());
+    /// The log, where it must be there.
+    pub(crate) fn log(&self) -> Result<&D::File> {
+        self.log.as_ref().ok_or(Error::NotFound)
+    }
+
+    pub(crate) fn seed(&self) -> u64 {
+        lock(&self.head).seed
+    }
+
+    /// What stands at the beginning of the log; zeros where it does not reach.
+    pub(crate) fn head_bytes(&self) -> Result<[u8; HEAD]> {
+        let mut head = [0; HEAD];
+        read_full(&*self.disk, self.log.as_ref(), &mut head, 0).map_err(self.os("log"))?;
+        Ok(head)
+    }
+
+    /// The head as it is now, or when it does not check was: another mount may have dropped events.
+    pub(crate) fn head(&self) -> Result<Head> {
+        let mut known = lock(&self.head);
+        if known.seed != 0
+            && let Some(head) = Head::decode(&self.head_bytes()?)
+            && head.seed == known.seed
+            && head.first > known.first
+        {
+            *known = head;
         }
-        let mut scan = self.scan(0);
-        let end = match count.checked_sub(1) {
-            Some(last) => Self::sound(&mut scan, count, self.entry(last)?, self.entry(count)?),
-            None => Some(Walk::default()),
+        Ok(*known)
+    }
+
+    /// Whether a log without events has the head that it had.
+    fn same_head(&self) -> Result<bool> {
+        let (bytes, known) = (self.head_bytes()?, *lock(&self.head));
+        let zeros = known.seed == 0 && bytes == [0; HEAD];
+        Ok(zeros || Head::decode(&bytes) == Some(known))
+    }
+
+    /// What follows the end `tip`: 0 for nothing, or the checksum of the first block of a commit that
+    /// is in progress, or that nobody answers for any more; [`GONE`] where the end is not what it was.
+    pub(crate) fn behind(&self, tip: &Tip) -> Result<u32> {
+        let seed = self.seed();
+        // No further than to where the next block ends.
+        let mut scan = self.scan_to(0, page::place(tip.end) + PAGE);
+        let known = tip.at == 0 || scan.block(seed, tip.at)?.is_some_and(|b| b.crc == tip.crc);
+        if !known || (tip.count == 0 && !self.same_head()?) {
+            return Ok(GONE);
+        }
+        let behind = scan.block(seed, page::place(tip.end))?;
+        Ok(behind.filter(|block| tip.leads_to(block)).map_or(0, |block| block.crc))
+    }
+
+    /// `last`, and the seed of the log it is about; zeros where there is no index.
+    pub(crate) fn index_head(&self) -> Result<(u64, u64)> {
+        let mut head = [0; INDEX_HEAD];
+        read_full(&*self.disk, self.index.as_ref(), &mut head, 0).map_err(self.os("index"))?;
+        Ok((u64_at(&head, 0), u64_at(&head, 8)))
+    }
+
+    /// Makes the commits up to the block at `last` visible to readers in every process.
+    pub(crate) fn publish(&self, last: u64, seed: u64) -> Result<()> {
+        let Some(index) = &self.index else {
+            return self.unmended.clone().map_or(Err(Error::ReadOnly), Err);
         };
-        match end {
-            Some(end)
-                if !self.more && !end.inside && self.zeros(&mut scan, end.at, end.at + 1)? =>
-            {
-                Ok(())
+        let words = [last.to_le_bytes(), seed.to_le_bytes()].concat();
+        write_all(&*self.disk, index, &words, 0).map_err(self.os("index"))
+    }
+
+    /// Makes the names of log, index and stream durable.
+    pub(crate) fn sync_names(&self) -> Result<()> {
+        self.disk.sync_dir(&self.name).map_err(self.os(""))?;
+        self.disk.sync_dir("".as_ref()).map_err(Error::os("the store"))
+    }
+
+    /// Reads so many bytes at a time, also behind the end of the stream: to recover it.
+    pub(crate) fn scan(&self, window: usize) -> Result<Scan<'_, D>> {
+        Ok(self.scan_to(window, self.len()?))
+    }
+
+    /// The same up to the end `tip`, and not much further: what is behind it may be changing, and a host
+    /// remember for a while that the log is shorter.
+    pub(crate) fn scan_seen(&self, window: usize, tip: &Tip) -> Scan<'_, D> {
+        self.scan_to(window, tip.end.next_multiple_of(PAGE))
+    }
+
+    /// The same of a log that ends at `len`, or before.
+    pub(crate) fn scan_to(&self, window: usize, len: u64) -> Scan<'_, D> {
+        let window = window.next_multiple_of(PAGE as usize).max(PAGE as usize);
+        Scan { files: self, bytes: Vec::new(), from: 0, window, len }
+    }
+
+    /// Log and index still have their names.
+    pub(crate) fn named(&self) -> Result<bool> {
+        let named = |file: &D::File| self.disk.stat(file).map(|stat| stat.named);
+        let log = self.log.as_ref().map_or(Ok(true), named).map_err(self.os("log"))?;
+        Ok(log && self.index.as_ref().map_or(Ok(true), named).map_err(self.os("index"))?)
+    }
+
+    /// How long the log is: bytes.
+    pub(crate) fn len(&self) -> Result<u64> {
+        let stat = self.log.as_ref().map(|log| self.disk.stat(log));
+        Ok(stat.transpose().map_err(self.os("log"))?.map_or(0, |stat| stat.len))
+    }
+
+    // ---- recovery ----------------------------------------------------------------------------
+
+    /// What there is of the stream. `known`: the end that this process knows to be durable.
+    pub(crate) fn find_out(
+        &self,
+        known: Tip,
+        damaged: &mut dyn FnMut(Gap),
+    ) -> Result<(Found<Error>, u64)> {
+        let evidence = Evidence { head: self.head_bytes()?, index: self.index_head()?, known };
+        let found = walk::recover(&mut self.scan(PIECE)?, &evidence, damaged)?;
+        Ok((found, evidence.index.0))
+    }
+
+    /// Recovers the stream; its end. None when the log has no name any more. `pending`: so many bytes
+    /// are to be appended soon.
+    pub(crate) fn recover(&mut self, known: Tip, pending: u64, tell: &Tell) -> Result<Option<Tip>> {
+        // What needs nothing to be done needs no lock. What looks damaged may be what another process
+        // is writing.
+        let mut sound = true;
+        let (mut found, mut last) = self.find_out(known, &mut |_| sound = false)?;
+        sound &= found.lost.is_none() && found.start.is_none() && found.failed.is_none();
+        self.head = Mutex::new(found.head);
+        sound &= self.behind(&found.tip)? == 0;
+        if !sound || self.len()? > page::grown(found.tip.end + pending) + PAGE {
+            let held = Held::new(self.disk.clone(), self.log.as_ref(), !self.write);
+            let held = held.map_err(self.os("log"))?;
+            if !self.named()? {
+                return Ok(None);
             }
-            _ => Err(self.damaged(count, "the disk lost events, and others may have followed")),
+            let unmended;
+            (found, unmended) = self.recover_locked(known, pending, tell)?;
+            self.head = Mutex::new(found.head);
+            self.dead = self.behind(&found.tip)?;
+            last = self.index_head()?.0;
+            held.release().map_err(self.os("log"))?;
+            self.unmended = self.unmended.take().or(unmended);
         }
-    }
-
-    pub(crate) fn scan(&self, window: usize) -> Scan<'_, D> {
-        Scan { files: self, bytes: Vec::new(), start: 0, window }
-    }
-
-    /// The count, when the index is this log's.
-    pub(crate) fn header(&self) -> Result<Option<u64>> {
-        Ok(self.claim()?.1)
-    }
-
-    /// What the index counts, made for whatever log, and the count when it is this log's.
-    pub(crate) fn claim(&self) -> Result<(u64, Option<u64>)> {
-        let mut header = [0; 16];
-        let read = read_full(&*self.disk, &self.index, &mut header, 0).map_err(self.os("index"))?;
-        if read < header.len() {
-            return Ok((0, None));
+        if let Some(what) = found.lost {
+            let error = self.damaged(found.tip.count, what);
+            tell(&error.to_string());
+            self.intact = Some((found.tip, error));
+        } else if let Some(error) = found.failed {
+            // What was durable before can be read.
+            self.intact = Some((found.from, error));
         }
-        let (words, _) = header.as_chunks();
-        let [count, identity] = [words[0], words[1]].map(u64::from_le_bytes);
-        // A count that no disk can hold is damage: then any that is more than there is will do.
-        let count = count.min(1 << 48);
-        Ok((count, (identity == self.identity).then_some(count)))
+        self.seen = AtomicU64::new(last);
+        Ok(Some(self.intact.as_ref().map_or(found.tip, |_| known)))
     }
 
-    /// Whether the log is zero from `from` up to `to`.
-    pub(crate) fn zeros(&self, scan: &mut Scan<'_, D>, from: u64, to: u64) -> Result<bool> {
-        let mut at = from;
-        while at < to {
-            let bytes = scan.fill(at, 1)?;
-            if bytes.is_empty() {
-                break;
+    fn recover_locked(
+        &self,
+        known: Tip,
+        pending: u64,
+        tell: &Tell,
+    ) -> Result<(Found<Error>, Option<Error>)> {
+        let found = self.find_out(known, &mut |gap| tell(&self.tell_of(gap)))?.0;
+        let mended = match &found.failed {
+            _ if found.lost.is_some() => Ok(()),
+            Some(error) => Err(error.clone()),
+            None if self.write => self.mend(&found, pending, tell),
+            None => Err(Error::ReadOnly),
+        };
+        let Err(error) = mended else {
+            return Ok((found, None));
+        };
+        // What cannot be written again is read as the disk has it.
+        let again = self.settle().and_then(|()| self.find_out(known, &mut |_| {}));
+        let failed = |failed| Found { failed: Some(failed), ..found };
+        Ok((again.map_or_else(failed, |(found, _)| found), Some(error)))
+    }
+
+    /// Makes the last commit durable and visible, when it is not known to be.
+    fn mend(&self, found: &Found<Error>, pending: u64, tell: &Tell) -> Result<()> {
+        let (last, seed) = self.index_head()?;
+        if let Some(start) = found.start {
+            self.rewrite(found, start)?;
+            if last > 0 && seed != found.head.seed {
+                let index = self.index.as_ref().map(|index| self.disk.set_len(index, 0));
+                index.transpose().map_err(self.os("index"))?;
             }
-            if bytes.iter().any(|&byte| byte != 0) {
-                return Ok(false);
-            }
-            at += bytes.len() as u64;
+            self.publish(found.tip.at, found.head.seed)?;
+            let name = self.title();
+            tell(&match found.tip.count - found.from.count {
+                more if last > 0 => {
+                    format!("stream {name:?}: recovered {more} events that a crash left behind")
+                }
+                _ => format!("stream {name:?}: made its index again"),
+            });
         }
-        Ok(true)
-    }
-
-    /// Writes `from..to` of the log to the same place of `file`, which may be the log.
-    pub(crate) fn copy(&self, from: u64, to: u64, file: &D::File) -> std::io::Result<()> {
-        let mut piece = vec![0; PIECE];
-        let mut at = from;
-        while at < to {
-            let most = usize::try_from(to - at).map_or(PIECE, |left| left.min(PIECE));
-            match read_full(&*self.disk, &self.log, &mut piece[..most], at)? {
-                0 => return Err(std::io::ErrorKind::UnexpectedEof.into()),
-                read => write_all(&*self.disk, file, &piece[..read], at)?,
-            }
-            at += most as u64;
+        let len = page::grown(found.tip.end + pending);
+        if self.len()? > len + PAGE {
+            // What a large commit that did not come to its end has left.
+            self.disk.set_len(self.log()?, len).map_err(self.os("log"))?;
         }
         Ok(())
     }
 
-    /// What the index says of where event `n` begins: a hint.
-    pub(crate) fn entry(&self, n: u64) -> Result<u64> {
-        if n == 0 {
-            return Ok(0);
+    /// Writes the last commit again in place, for it may be in the page cache only or on pages whose
+    /// sync failed, and syncs it: it is durable then. With the head, which came with the first one.
+    fn rewrite(&self, found: &Found<Error>, start: u64) -> Result<()> {
+        let (disk, log) = (&*self.disk, self.log()?);
+        let mut piece = vec![0; PIECE];
+        let mut at = start;
+        write_all(disk, log, &found.head.encode(), 0).map_err(self.os("log"))?;
+        while at < found.tip.end {
+            let most = usize::try_from(found.tip.end - at).map_or(PIECE, |left| left.min(PIECE));
+            let read = disk.read_at(log, &mut piece[..most], at).map_err(self.os("log"))?;
+            if read == 0 {
+                return Err(self.os("log")(std::io::ErrorKind::UnexpectedEof.into()));
+            }
+            write_all(disk, log, &piece[..read], at).map_err(self.os("log"))?;
+            at += read as u64;
         }
-        let file = match &self.over {
-            Some((from, over)) if n > *from => over,
-            _ => &self.index,
+        disk.sync_data(log).map_err(self.os("log"))?;
+        self.sync_names()
+    }
+
+    /// Makes the disk say what it holds, where nothing may be written: the cache may hold what a
+    /// failed sync lost.
+    fn settle(&self) -> Result<()> {
+        let Some(log) = &self.log else {
+            return Ok(());
         };
-        let mut entry = [0; 8];
-        // What is not there reads as zero, as a hole does, and no event but the first begins there.
-        read_full(&*self.disk, file, &mut entry, entry_at(n - 1)).map_err(self.os("index"))?;
-        // Nor does one begin where no file can be.
-        Ok(Some(u64::from_le_bytes(entry)).filter(|at| *at < 1 << 62).unwrap_or(0))
-    }
-
-    /// What the index says of where `most` events from `n` on end: hints, and fewer when it is short.
-    pub(crate) fn ends(&self, n: u64, most: usize) -> Result<Vec<u64>> {
-        let mut bytes = vec![0; 8 * most];
-        let read = |bytes: &mut [u8], file, n| {
-            read_full(&*self.disk, file, bytes, entry_at(n)).map_err(self.os("index"))
-        };
-        let mut filled = read(&mut bytes, &self.index, n)?;
-        if let Some((from, over)) = &self.over {
-            let kept = usize::try_from(from.saturating_sub(n)).map_or(most, |n| n.min(most));
-            bytes[filled.min(8 * kept)..].fill(0);
-            filled = 8 * kept + read(&mut bytes[8 * kept..], over, n.max(*from))?;
+        let synced = self.disk.sync_data(log).map_err(self.os("log"));
+        match synced.and_then(|()| self.sync_names()) {
+            // A file system that can only be read has nothing to sync.
+            Err(Error::Os { errno: libc::EROFS, .. }) | Ok(()) => {}
+            Err(error) => return Err(error),
         }
-        let (ends, _) = bytes[..filled].as_chunks();
-        Ok(ends.iter().map(|end| u64::from_le_bytes(*end)).collect())
+        // It may be damaged, and say more than a file can be long.
+        let last = self.index_head()?.0.min(self.len()?);
+        self.disk.forget(log, last - last % PAGE).map_err(self.os("log"))
     }
 
-    /// Writes entries at this place of the index, where there is room for them: those that are
-    /// missing are derived when met.
-    pub(crate) fn hint(&self, at: u64, entries: &[u8]) -> Result<()> {
-        let file = self.over.as_ref().map_or(&self.index, |(_, over)| over);
-        match write_all(&*self.disk, file, entries, at).map_err(self.os("index")) {
-            Err(full) if full.no_room() => Ok(()),
-            written => written,
-        }
-    }
-
-    /// Derives the entries of the events `n..to`, of which the first begins at `at`; says where
-    /// event `to` begins.
-    pub(crate) fn map(&self, n: u64, at: u64, to: u64) -> Result<u64> {
-        let mut scan = self.scan(PIECE);
-        let (mut from, mut at, mut ends) = (n, at, Vec::new());
-        for n in n..to {
-            at = self.behind(&mut scan, n, at, to)?;
-            ends.extend(at.to_le_bytes());
-            if ends.len() == 8 * ENTRIES || n + 1 == to {
-                if self.write || self.over.is_some() {
-                    self.hint(entry_at(from), &ends)?;
-                }
-                from = n + 1;
-                ends.clear();
-            }
-        }
-        Ok(at)
-    }
-
-    /// Where the event ends that begins at `at`, also when it is damaged: then where its length
-    /// and the index say so, or one of them and the next event is there.
-    pub(crate) fn behind(
-        &self,
-        scan: &mut Scan<'_, D>,
-        n: u64,
-        at: u64,
-        count: u64,
-    ) -> Result<u64> {
-        if let Found::Frame(frame) = scan.frame(n, at)? {
-            return Ok(at + frame.size());
-        }
-        let ends = [self.entry(n + 1)?, at + scan.extent(at)? as u64];
-        for end in ends.into_iter().filter(|end| *end > at) {
-            let valid = matches!(scan.frame(n + 1, end)?, Found::Frame(_));
-            if valid || (n + 1 == count && ends[0] == ends[1]) {
-                return Ok(end);
-            }
-        }
-        Err(self.damaged(n, "it and its place in the log are damaged"))
-    }
-
-    /// The walk from event `n` on, when it begins at `at`, and the event before it at `before`: a
-    /// frame that is valid for that one lies there and ends at `at`.
-    fn sound(scan: &mut Scan<'_, D>, n: u64, before: u64, at: u64) -> Option<Walk> {
-        // One that cannot be read is no worse than one that is wrong; see `entry` for 0.
-        if before < at
-            && (before > 0 || n == 1)
-            && scan.extent(before).is_ok_and(|size| before + size as u64 == at)
-            && let Ok(Found::Frame(frame)) = scan.frame(n - 1, before)
-        {
-            return Some(Walk::new(n, at, Some(&frame)));
-        }
-        None
-    }
-
-    /// The last of the events up to `n` whose place the index knows. Looks at each entry on the
-    /// way: it may be all that leads to the intact events behind damage.
-    pub(crate) fn last_sound(&self, scan: &mut Scan<'_, D>, n: u64) -> Result<Walk> {
-        if n > 0
-            && let Some(walk) = Self::sound(scan, n, self.entry(n - 1)?, self.entry(n)?)
-        {
-            return Ok(walk);
-        }
-        let len = |file| Ok(self.disk.stat(file).map_err(self.os(""))?.len);
-        let over = self.over.as_ref().map_or(Ok(0), |(_, over)| len(over))?;
-        // Neither index nor log need be as long as a damaged one says.
-        let entries = len(&self.index)?.max(over).saturating_sub(entry_at(0)) / 8;
-        let end = len(&self.log)?;
-        let barren = self.barren().clone();
-        let (mut n, mut most, mut scan) = (n.min(entries), 1, self.scan(PIECE));
-        while n > 0 {
-            if barren.contains(&n) {
-                n = barren.start - 1;
-            }
-            // Longer and longer pieces, each from where event `low` begins.
-            let low = n.saturating_sub(most);
-            let mut begins = if low == 0 { vec![0] } else { Vec::new() };
-            let first = low.saturating_sub(1);
-            begins.extend(self.ends(first, (n - first) as usize)?);
-            for (i, pair) in begins.windows(2).enumerate().rev() {
-                if pair[0] < pair[1] && pair[1] <= end {
-                    scan.reach_back(pair[0]);
-                    if let Some(walk) = Self::sound(&mut scan, low + 1 + i as u64, pair[0], pair[1])
-                    {
-                        return Ok(walk);
-                    }
-                }
-            }
-            (n, most) = (low, (2 * most).min(ENTRIES as u64));
-        }
-        Ok(Walk::default())
-    }
-
-    pub(crate) fn torn(&self) -> MutexGuard<'_, Walk> {
-        self.torn.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Whether there is an event behind event `n`, where the index says so, made for whatever log:
-    /// a frame is only valid at its own place in a stream.
-    pub(crate) fn leads_beyond(&self, scan: &mut Scan<'_, D>, n: u64) -> Result<bool> {
-        let (claimed, _) = self.claim()?;
-        Ok(claimed > n && self.last_sound(scan, claimed)?.next > n)
-    }
-
-    fn barren(&self) -> MutexGuard<'_, Range<u64>> {
-        self.barren.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Where event `n` begins; `n` may be the count.
-    pub(crate) fn locate(&self, scan: &mut Scan<'_, D>, n: u64) -> Result<u64> {
-        let at = self.entry(n)?;
-        if n == 0 || (at > 0 && matches!(scan.frame(n, at)?, Found::Frame(_))) {
-            return Ok(at);
-        }
-        let walk = self.last_sound(scan, n)?;
-        if walk.next == n {
-            return Ok(walk.at);
-        }
-        match self.map(walk.next, walk.at, n) {
-            Err(Error::Damaged { index, .. }) => {
-                *self.barren() = index + 1..n + 1;
-                Err(self.damaged(n, "its place in the log is lost, for those before are damaged"))
-            }
-            result => result,
-        }
-    }
-
-    /// Makes the names of the stream durable.
-    pub(crate) fn sync_names(&self) -> Result<()> {
-        let sync = |path: &Path| self.disk.sync_dir(path);
-        sync(&self.name).and_then(|()| sync(Path::new(""))).map_err(self.os(""))
-    }
-
-    /// Makes it durable that there is a count. After a crash in the middle of a batch recovery
-    /// must find one: without it, a torn batch may look like acknowledged events damaged.
-    pub(crate) fn sync_index(&self) -> Result<()> {
-        self.disk.sync_all(&self.index).map_err(self.os("index"))
-    }
-
-    /// Makes the count visible.
-    pub(crate) fn publish(&self, count: u64) -> Result<()> {
-        let mut header = [0; 16];
-        header[..8].copy_from_slice(&count.to_le_bytes());
-        header[8..].copy_from_slice(&self.identity.to_le_bytes());
-        write_all(&*self.disk, &self.index, &header, 0).map_err(self.os("index"))
+    fn tell_of(&self, gap: Gap) -> String {
+        let last = gap.next.saturating_sub(1).max(gap.first);
+        let error = self.damaged(gap.first, "it does not check");
+        format!("{error}, nor do those behind it up to event {last}")
     }
 }
 
-/// Reads a log forward, frame by frame, through a window.
+/// Tells the operator.
+pub(crate) type Tell<'a> = dyn Fn(&str) + 'a;
+
+/// A lock that is given back when it is dropped, also by a panic.
+pub(crate) struct Held<'a, D: Disk> {
+    disk: Arc<D>,
+    file: Option<&'a D::File>,
+}
+
+impl<'a, D: Disk> Held<'a, D> {
+    /// Waits for the lock of a file, if there is one.
+    pub(crate) fn new(
+        disk: Arc<D>,
+        file: Option<&'a D::File>,
+        shared: bool,
+    ) -> std::io::Result<Self> {
+        file.map_or(Ok(()), |file| disk.lock(file, shared))?;
+        Ok(Held { disk, file })
+    }
+
+    /// None when somebody else has the lock.
+    pub(crate) fn try_new(disk: Arc<D>, file: &'a D::File) -> std::io::Result<Option<Self>> {
+        let free = disk.try_lock(file)?;
+        Ok(free.then(|| Held { disk, file: Some(file) }))
+    }
+
+    pub(crate) fn release(mut self) -> std::io::Result<()> {
+        self.file.take().map_or(Ok(()), |file| self.disk.unlock(file))
+    }
+}
+
+impl<D: Disk> Drop for Held<'_, D> {
+    fn drop(&mut self) {
+        if let Some(file) = self.file {
+            // The files are closed then, which drops the lock in any case.
+            let _ = self.disk.unlock(file);
+        }
+    }
+}
+
+/// Reads a log a window at a time. Of what cannot be read as much as can be.
 pub(crate) struct Scan<'a, D: Disk> {
     files: &'a Files<D>,
     bytes: Vec<u8>,
-    start: u64,
+    /// Where the first of them is in the log; a page begins there.
+    from: u64,
     window: usize,
+    len: u64,
 }
 
 impl<D: Disk> Scan<'_, D> {
-    /// The bytes from `at` on, at least `need` of them unless the file ends before.
-    pub(crate) fn fill(&mut self, at: u64, need: usize) -> Result<&[u8]> {
-        let mut skip = usize::try_from(at.wrapping_sub(self.start)).unwrap_or(usize::MAX);
-        if skip.saturating_add(need) > self.bytes.len() {
-            self.read(at, need)?;
-            skip = 0;
-        }
-        Ok(&self.bytes[skip..])
+    /// Of which stream.
+    pub(crate) fn files(&self) -> &Files<D> {
+        self.files
     }
 
-    fn read(&mut self, at: u64, need: usize) -> Result<()> {
-        let (disk, log) = (&*self.files.disk, &self.files.log);
-        self.start = at;
-        self.bytes.resize(need.max(self.window).max(4096), 0);
-        let mut read = read_full(disk, log, &mut self.bytes, at);
-        if read.is_err() {
-            // One bad sector must not hide its neighbours.
-            self.bytes.truncate(need);
-            read = read_full(disk, log, &mut self.bytes, at);
+    /// The block at `at`, when it can be read and checks.
+    pub(crate) fn sound(&mut self, seed: u64, at: u64) -> Option<Block> {
+        self.block(seed, at).ok().flatten()
+    }
+
+    fn fill(&mut self, from: u64, window: usize) -> Result<()> {
+        let files = self.files;
+        let most = usize::try_from(self.len - from).unwrap_or(window);
+        self.bytes.resize(window.min(most), 0);
+        self.from = from;
+        let read = read_full(&*files.disk, files.log.as_ref(), &mut self.bytes, from);
+        if let Ok(read) = read
+            && read < self.bytes.len()
+        {
+            self.len = from + read as u64;
         }
         self.bytes.truncate(*read.as_ref().unwrap_or(&0));
-        read.map_err(self.files.os("log")).map(drop)
-    }
-
-    /// Reads what is before `at`, too, for those who come from behind.
-    fn reach_back(&mut self, at: u64) {
-        let into = at.checked_sub(self.start).and_then(|into| usize::try_from(into).ok());
-        if into.is_none_or(|into| into + frame::HEADER > self.bytes.len()) {
-            let (behind, window) = (at + frame::HEADER as u64, self.window as u64);
-            // What fails is read again, alone.
-            let _ = self.fill(behind.saturating_sub(window), 1);
-        }
-    }
-
-    /// The bytes that the frame at `at` takes, as far as its header tells.
-    pub(crate) fn extent(&mut self, at: u64) -> Result<usize> {
-        Ok(frame::extent(self.fill(at, frame::HEADER)?))
-    }
-
-    pub(crate) fn frame(&mut self, n: u64, at: u64) -> Result<Found<'_>> {
-        let need = self.extent(at)?;
-        Ok(frame::decode(n, self.fill(at, need)?))
+        read.map(drop).map_err(files.os("log"))
     }
 }
 
-/// Fills `bytes` from `at` on, unless the file ends before.
+impl<D: Disk> Pages for Scan<'_, D> {
+    type Error = Error;
+
+    fn page(&mut self, at: u64) -> Result<&[u8]> {
+        if at >= self.len {
+            return Ok(&[]);
+        }
+        let page = at - at % PAGE;
+        let whole = (page + PAGE).min(self.len);
+        let whole = self.from <= page && whole <= self.from + self.bytes.len() as u64;
+        if !whole {
+            // One page that cannot be read must not take others with it.
+            self.fill(page, self.window).or_else(|_| self.fill(page, PAGE as usize))?;
+        }
+        let end = self.bytes.len().min((page + PAGE - self.from) as usize);
+        let begin = end.min((at - self.from) as usize);
+        Ok(&self.bytes[begin..end])
+    }
+
+    fn end(&self) -> u64 {
+        self.len
+    }
+}
+
+/// Reads as much of `bytes` as there is. Nothing where there is no file.
 pub(crate) fn read_full<D: Disk>(
     disk: &D,
-    file: &D::File,
+    file: Option<&D::File>,
     bytes: &mut [u8],
     at: u64,
 ) -> std::io::Result<usize> {
-    let (mut read, mut again) = (0, 3);
-    while read < bytes.len() {
-        match disk.read_at(file, &mut bytes[read..], at + read as u64)? {
-            // A distributed file system may answer short of what it says the length is.
-            0 if again > 0 && disk.stat(file)?.len > at + read as u64 => again -= 1,
+    let Some(file) = file else {
+        return Ok(0);
+    };
+    let mut filled = 0;
+    while filled < bytes.len() {
+        match disk.read_at(file, &mut bytes[filled..], at + filled as u64)? {
             0 => break,
-            more => read += more,
+            read => filled += read,
         }
     }
-    Ok(read)
+    Ok(filled)
 }

@@ -1,521 +1,170 @@
-//! Open files of the tree: what a writer has gathered since its last commit, who is to be told
-//! what became of it, how far a reader has come.
-//!
-//! Several processes may share one open file, and each close of each of them commits: see "Who
-//! commits on close" in the README.
+//! Open files of the tree, and who may open what.
 
 use std::cmp::Ordering;
-use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
 
 use crate::batch::Shape;
-use crate::commit;
 use crate::disk::Real;
 use crate::error::{Error, Result};
-use crate::proc::Ending;
-use crate::stream::{Cursor, Stream, lock};
-use crate::tree::{Kind, Node};
-use crate::wait::{Waiters, Wake, Why};
-
-/// Called with what became of a request.
-pub type Answer<R> = Box<dyn FnOnce(Result<R>) + Send>;
-type Batch = commit::Batch<Real>;
+use crate::node::{Horizon, Kind, Node, Type, horizon};
+use crate::reader::Reader;
+use crate::stream::Stream;
+use crate::sys::lock;
+use crate::wait::{Answer, Waiters};
+use crate::writer::{State, Writer};
 
 /// An open file of a stream.
 pub struct Open {
-    kind: Kind,
-    pub(crate) stream: Arc<Stream<Real>>,
-    /// What it shows begins here in the stream's view; and how much of that, when it is fixed.
-    base: u64,
-    len: u64,
-    append: bool,
-    /// Each write commits its complete lines.
-    through: bool,
-    reader: Mutex<Reader>,
-    writer: Mutex<Writer>,
-    waiters: Arc<Waiters>,
-}
-
-/// How far an open file was read.
-#[derive(Default)]
-struct Reader {
-    cursor: Cursor,
-    end: u64,
-    /// It was told that this is the end.
-    ended: bool,
-    /// A poller is parked: the kernel knows it by the open file, so one is enough.
-    polled: bool,
-    /// What `count` said.
-    count: Option<u64>,
-}
-
-/// What an open file has gathered since its last commit.
-#[derive(Default)]
-struct Writer {
-    batch: Option<Batch>,
-    /// For each lock owner with bytes not yet committed: up to where it wrote.
-    owners: HashMap<u64, u64>,
-    /// Who wrote last.
-    last: u64,
-    /// Bytes ever taken.
-    taken: u64,
-    /// A write or commit failed, and the owners are still to be told.
-    failed: Option<Error>,
-    /// The index the next batch is promised.
-    guard: Option<u64>,
-    /// The one event there can be is committed.
-    sealed: bool,
-    /// Whose bytes are being committed: an owner for each batch it has some in.
-    in_flight: Vec<u64>,
-    /// Guarded commits that wait for the one before, which says what they are promised.
-    held: VecDeque<Submit>,
-}
-
-/// Puts a batch in the stream's queue, with its guard: see [`Stream::enqueue`].
-type Submit = Box<dyn FnOnce(&Open, Option<u64>) -> bool + Send>;
-
-/// Who learns by an answer what became of the bytes it wrote.
-#[derive(Clone, Copy)]
-enum Told {
-    /// All learn it by what they do next.
-    Nobody,
-    Owner(u64),
-    /// One of those who wrote; which is not said.
-    Somebody,
-}
-
-impl Told {
-    fn owner(self) -> Option<u64> {
-        match self {
-            Told::Owner(owner) => Some(owner),
-            Told::Nobody | Told::Somebody => None,
-        }
-    }
-}
-
-impl Writer {
-    /// Gives up the batch; its owners are to be told.
-    fn fail(&mut self, error: &Error) {
-        self.batch = None;
-        self.failed = (!self.owners.is_empty()).then(|| error.clone());
-    }
-
-    /// Takes what is to be committed out of the batch.
-    fn take(&mut self, all: bool) -> Result<Option<Batch>> {
-        let tally = self.batch.as_ref().map(Batch::tally).unwrap_or_default();
-        if all || tally.torn() == 0 {
-            return Ok(self.batch.take());
-        }
-        if tally.complete == 0 {
-            return Ok(None);
-        }
-        let mut batch = self.batch.take();
-        let torn = batch.as_mut().map(Batch::split_torn).transpose();
-        self.batch = torn.inspect_err(|error| self.fail(error))?;
-        Ok(batch)
-    }
-
-    /// Takes what is to be committed because `owner`, who has written, closes the file.
-    fn leave(&mut self, owner: u64, ending: impl FnOnce() -> Ending) -> Result<Option<Batch>> {
-        if let Some(error) = self.failed.clone() {
-            self.fail(&error);
-            return Err(error);
-        }
-        let last = self.last == owner;
-        match ending() {
-            Ending::Closed => self.take(last),
-            Ending::Killed if self.owners.is_empty() => {
-                self.batch = None;
-                Ok(None)
-            }
-            // Others wrote, too. The complete lines stay, and come when one of them closes.
-            Ending::Killed if last => {
-                self.batch = self.take(false)?;
-                Ok(None)
-            }
-            Ending::Killed => Ok(None),
-            Ending::Unknown => {
-                let complete = self.take(false);
-                if last {
-                    self.batch = None;
-                }
-                complete
-            }
-        }
-    }
-
-    /// Those with bytes in what was just taken out of the batch.
-    fn riders(&mut self) -> Vec<u64> {
-        let rest = self.batch.as_ref().map_or(0, |rest| rest.tally().len);
-        let boundary = self.taken - rest;
-        // A line that began in what was taken may end in the rest, which must not come alone.
-        let rides = |end: u64| end <= boundary || rest > 0;
-        let riders = self.owners.iter().filter(|(_, end)| rides(**end));
-        let riders = riders.map(|(owner, _)| *owner).collect();
-        self.owners.retain(|_, end| *end > boundary);
-        riders
-    }
+    /// What was read.
+    pub reader: Arc<Reader>,
+    /// What was written.
+    pub writer: Arc<Writer>,
+    /// Of `first`: events were dropped by it.
+    dropped: Option<AtomicBool>,
 }
 
 impl Open {
     /// Opens a file of a stream; `flags` as in open(2).
     pub(crate) fn new(
-        Node { kind, index, .. }: Node,
+        node: Node,
         stream: Arc<Stream<Real>>,
         flags: i32,
         waiters: Arc<Waiters>,
     ) -> Result<Open> {
+        let Node { kind, index, .. } = node;
         let write = flags & libc::O_ACCMODE != libc::O_RDONLY;
         let append = flags & libc::O_APPEND != 0;
+        let one = kind == Kind::New || (kind == Kind::At && write);
         let (mut base, mut len) = (0, u64::MAX);
-        let mut writer = Writer::default();
+        let mut state = State::default();
         match kind {
-            Kind::New => {}
-            Kind::Events | Kind::Lines if !write || append => {}
+            Kind::First => {}
+            _ if write && node.json => return Err(Error::NotPermitted),
+            _ if flags & libc::O_TRUNC != 0 && !one => return Err(Error::NotPermitted),
+            Kind::New | Kind::Events | Kind::Lines => {}
             Kind::Count | Kind::From | Kind::At | Kind::Follow if !write => {}
-            Kind::From | Kind::At if append || kind == Kind::At => {
-                match index.cmp(&stream.taken()?) {
-                    Ordering::Less => {
-                        stream.refused(&Error::Exists);
-                        return Err(Error::Exists);
-                    }
-                    Ordering::Equal => writer.guard = Some(index),
-                    Ordering::Greater => return Err(Error::NotFound),
+            Kind::From | Kind::At => match index.cmp(&stream.taken()?) {
+                Ordering::Less => {
+                    stream.refused(&Error::Exists);
+                    return Err(Error::Exists);
                 }
-            }
+                Ordering::Equal => state.guard = Some(index),
+                Ordering::Greater => return Err(Error::NotFound),
+            },
             _ => return Err(Error::NotPermitted),
         }
         match kind {
-            Kind::From | Kind::Follow => base = stream.view(index)?,
+            Kind::Events | Kind::Lines | Kind::From | Kind::Follow => {
+                base = match stream.view(index) {
+                    // Who appends does not care where it begins.
+                    Err(Error::Dropped) if node.begins() && write && append => 0,
+                    // The name leads to another one since events were dropped: the kernel asks again.
+                    Err(Error::Dropped) if node.begins() => return Err(Error::Stale),
+                    view => view?,
+                };
+            }
             Kind::At if write => len = 0,
             Kind::At => (base, len, _) = stream.meta(index)?,
             _ => {}
         }
-        let cursor = match kind {
-            // Where the first read begins: it need not look for it.
-            Kind::From | Kind::Follow | Kind::At => {
-                Cursor(index, base + crate::frame::HEADER as u64 * index)
-            }
-            _ => Cursor::default(),
-        };
-        Ok(Open {
-            kind,
-            stream,
-            base,
-            len,
-            append,
-            through: kind == Kind::Lines || flags & libc::O_DSYNC != 0,
-            reader: Mutex::new(Reader { cursor, ..Reader::default() }),
-            writer: Mutex::new(writer),
-            waiters,
-        })
+        if write && !append && !one {
+            state.end = Some(stream.tip()?.view.saturating_sub(base));
+        }
+        let through = !one && (kind == Kind::Lines || flags & libc::O_DSYNC != 0);
+        let shape = if one { Shape::One } else { Shape::Lines };
+        let state = Mutex::new(state);
+        let reader = Reader::new(node, stream.clone(), waiters.clone(), (base, len));
+        let writer = Writer { stream, waiters, shape, base, append, through, state };
+        let dropped = (kind == Kind::First).then(AtomicBool::default);
+        Ok(Open { reader: Arc::new(reader), writer: Arc::new(writer), dropped })
     }
 
-    // ---- reading -----------------------------------------------------------------------------
-
-    /// Where `offset` is in the stream's view.
-    pub(crate) fn view(&self, offset: u64) -> u64 {
-        self.base.saturating_add(offset)
-    }
-
-    /// Up to `size` bytes from `offset` on; fewer only at the end.
-    fn read(&self, offset: u64, size: usize) -> Result<Vec<u8>> {
-        match self.kind {
-            Kind::New => Ok(Vec::new()),
-            Kind::Count => {
-                let mut reader = lock(&self.reader);
-                let count = match reader.count {
-                    // Who reads on gets the rest of the same number.
-                    Some(count) if offset > 0 => count,
-                    _ => self.stream.count()?,
-                };
-                reader.count = Some(count);
-                let offset = usize::try_from(offset).unwrap_or(usize::MAX);
-                Ok(format!("{count}\n").bytes().skip(offset).take(size).collect())
-            }
-            _ => {
-                let left = usize::try_from(self.len.saturating_sub(offset)).unwrap_or(usize::MAX);
-                let size = size.min(left);
-                let mut cursor = lock(&self.reader).cursor;
-                let bytes = self.stream.read_view(self.view(offset), size, &mut cursor)?;
-                let mut reader = lock(&self.reader);
-                reader.cursor = cursor;
-                reader.end = reader.end.max(offset.saturating_add(bytes.len() as u64));
-                reader.ended = bytes.is_empty() && size > 0;
-                Ok(bytes)
-            }
+    /// Takes what is written by `owner`; see [`Writer::write`].
+    pub fn write(&self, owner: u64, place: (u64, u64), bytes: &[u8], answer: Answer<()>) {
+        match &self.dropped {
+            Some(dropped) => answer(self.drop_before(dropped, bytes)),
+            None => self.writer.write(owner, place, bytes, answer),
         }
     }
 
-    /// Answers with up to `size` bytes from `offset` on. Where a follower would come to the end it
-    /// does so when there is more, or the thread `wait` has a signal to attend to.
-    pub fn read_on(
-        self: &Arc<Self>,
-        offset: u64,
-        size: usize,
-        wait: Option<u32>,
-        answer: Answer<Vec<u8>>,
-    ) {
-        let read = self.read(offset, size);
-        if self.kind != Kind::Follow || read.as_ref().map_or(true, |bytes| !bytes.is_empty()) {
-            return answer(read);
+    /// Drops the events before the one whose index `bytes` are, in one write: its error is seen where
+    /// that of a close is not.
+    fn drop_before(&self, dropped: &AtomicBool, bytes: &[u8]) -> Result<()> {
+        let number = str::from_utf8(bytes).unwrap_or_default();
+        // Some write the end of a line by itself.
+        if number == "\n" && dropped.load(Relaxed) {
+            return Ok(());
         }
-        let Some(thread) = wait else {
-            return answer(Err(Error::Again));
-        };
-        self.wait(offset, Some(thread), Self::answer_later(offset, size, thread, answer));
-    }
-
-    fn answer_later(offset: u64, size: usize, thread: u32, answer: Answer<Vec<u8>>) -> Wake {
-        Box::new(move |open, why| match why {
-            Why::Signal => answer(Err(Error::Interrupted)),
-            Why::End => answer(Ok(Vec::new())),
-            Why::More => match open.read(offset, size) {
-                // Nothing has come, and an empty answer would be the end. What comes from here on
-                // is seen at the next look.
-                Ok(bytes) if bytes.is_empty() => {
-                    let wake = Self::answer_later(offset, size, thread, answer);
-                    open.waiters.park(open, offset, Some(thread), wake);
-                }
-                // The stream may be gone, and with it what could have come.
-                Err(Error::NotFound) => answer(Ok(Vec::new())),
-                read => answer(read),
-            },
-        })
-    }
-
-    /// Whether there is something this open file has not read. When not, and it is a file that
-    /// grows, `notify` is called when there is. Where a read at the end does not wait, the end is
-    /// such a thing, once: busybox's `read` polls before each read, and would never come to it.
-    pub fn poll<N: FnOnce() + Send + 'static>(self: &Arc<Self>, notify: Option<N>) -> Result<bool> {
-        let (end, ended) = {
-            let reader = lock(&self.reader);
-            (reader.end, reader.ended)
-        };
-        let ready = match self.kind {
-            Kind::Events | Kind::Lines | Kind::From => !ended || self.more(end)?,
-            Kind::Follow => self.more(end)?,
-            _ => true,
-        };
-        if let Some(notify) = notify.filter(|_| !ready)
-            && !std::mem::replace(&mut lock(&self.reader).polled, true)
-        {
-            let wake = move |open: &Arc<Open>, _| {
-                lock(&open.reader).polled = false;
-                notify();
-            };
-            self.wait(end, None, Box::new(wake));
-        }
-        Ok(ready)
-    }
-
-    /// Whether there is something behind `offset`.
-    fn more(&self, offset: u64) -> Result<bool> {
-        Ok(self.view(offset) < self.stream.news()?)
-    }
-
-    fn wait(self: &Arc<Self>, offset: u64, thread: Option<u32>, wake: Wake) {
-        self.waiters.park(self, offset, thread, wake);
-        // What was committed before it could be seen to wait.
-        if self.more(offset).unwrap_or(true) {
-            self.waiters.wake(&self.stream);
-        }
-    }
-
-    /// The last close. Nobody polls it any more.
-    pub(crate) fn release(self: &Arc<Self>) {
-        if lock(&self.reader).polled {
-            let mine = |open: &Arc<Open>| Arc::ptr_eq(open, self);
-            drop(self.waiters.take(&self.stream, |waiter| mine(&waiter.open)));
-        }
-    }
-
-    // ---- writing -----------------------------------------------------------------------------
-
-    fn shape(&self) -> Shape {
-        match self.kind {
-            Kind::New | Kind::At => Shape::One,
-            _ => Shape::Lines,
-        }
-    }
-
-    /// Takes `bytes` into the batch, and answers when the write is to return.
-    pub fn write(self: &Arc<Self>, owner: u64, offset: u64, bytes: &[u8], answer: Answer<()>) {
-        let mut writer = lock(&self.writer);
-        let gathered = self.gather(&mut writer, owner, offset, bytes);
-        if gathered.is_err() || !self.through {
-            drop(writer);
-            return answer(gathered);
-        }
-        let complete = writer.take(false);
-        self.commit(writer, complete, Told::Nobody, answer);
-    }
-
-    fn gather(&self, writer: &mut Writer, owner: u64, offset: u64, bytes: &[u8]) -> Result<()> {
-        let one = self.shape() == Shape::One;
-        if writer.sealed || (one && !writer.in_flight.is_empty()) {
+        let number = number.strip_suffix('\n').unwrap_or(number);
+        let Some(Horizon::Index(first)) = horizon(number.as_ref()) else {
             return Err(Error::Invalid);
-        }
-        let end = writer.taken + bytes.len() as u64;
-        if let Some(error) = &writer.failed {
-            // Whoever is to be told of earlier bytes is to be told of those.
-            writer.owners.entry(owner).or_insert(end);
-            return Err(error.clone());
-        }
-        writer.owners.insert(owner, end);
-        let mut push = || {
-            // A commit in flight moves the guard.
-            if let Some(guard) = writer.guard.filter(|_| writer.in_flight.is_empty())
-                && self.stream.taken()? != guard
-            {
-                return Err(Error::Exists);
-            }
-            let new = || self.stream.batch(self.shape());
-            let batch = writer.batch.get_or_insert_with(new);
-            // One event is written from its beginning to its end.
-            if one && !self.append && offset != batch.tally().len {
-                return Err(Error::Invalid);
-            }
-            batch.push(bytes)
         };
-        push().inspect_err(|error| {
-            self.stream.refused(error);
-            writer.fail(error);
-        })?;
-        (writer.taken, writer.last) = (end, owner);
+        self.writer.stream.drop_before(first)?;
+        dropped.store(true, Relaxed);
         Ok(())
     }
 
-    /// A process closes the file. What it wrote is committed, and then answered; `ending` says why
-    /// it closes, and is asked only where that matters.
-    pub fn flush(
-        self: &Arc<Self>,
-        owner: u64,
-        ending: impl FnOnce() -> Ending,
-        answer: Answer<()>,
-    ) {
-        let mut writer = lock(&self.writer);
-        if writer.owners.remove(&owner).is_some() {
-            let taken = writer.leave(owner, ending);
-            self.commit(writer, taken, Told::Owner(owner), answer);
-        } else if writer.in_flight.contains(&owner) {
-            self.commit(writer, Ok(None), Told::Owner(owner), answer);
-        } else {
-            drop(writer);
-            answer(Ok(()));
-        }
+    /// The last close.
+    pub(crate) fn release(&self) {
+        self.reader.release();
+        self.writer.release();
+    }
+}
+
+/// What is in a directory: inode numbers, types, names.
+pub type Entries = Arc<Vec<(u64, Type, OsString)>>;
+
+/// What an open file or directory is.
+#[derive(Clone)]
+pub(crate) enum Handle {
+    File(Arc<Open>),
+    /// The status, as it was then.
+    Text(Arc<str>),
+    /// A directory, and its entries when it was last read from the beginning.
+    Directory(Node, Entries),
+}
+
+/// All that is open, by number.
+#[derive(Default)]
+pub(crate) struct Handles {
+    open: Mutex<HashMap<u64, Handle>>,
+    last: AtomicU64,
+}
+
+impl Handles {
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        lock(&self.open).len()
     }
 
-    /// Commits all there is, whoever wrote it.
-    pub fn sync(self: &Arc<Self>, answer: Answer<()>) {
-        let mut writer = lock(&self.writer);
-        // Who asks is not said. When only one has written it is that one.
-        let mut owners = writer.owners.keys().chain(&writer.in_flight).copied();
-        let first = owners.next();
-        let told = match first {
-            Some(only) if owners.all(|owner| owner == only) => Told::Owner(only),
-            _ => Told::Somebody,
-        };
-        let taken = match writer.failed.clone() {
-            Some(error) => {
-                told.owner().map(|only| writer.owners.remove(&only));
-                writer.fail(&error);
-                Err(error)
-            }
-            None => Ok(writer.batch.take()),
-        };
-        self.commit(writer, taken, told, answer);
+    /// Keeps one; its number.
+    pub(crate) fn keep(&self, handle: Handle) -> u64 {
+        let number = self.last.fetch_add(1, Relaxed);
+        lock(&self.open).insert(number, handle);
+        number
     }
 
-    /// Commits what was taken out of the batch, and answers when that is durable, and what others
-    /// are committing through this open file, too. When it fails `told` learns so by the answer,
-    /// all others who had bytes in it by what they do next.
-    fn commit(
-        self: &Arc<Self>,
-        mut writer: MutexGuard<'_, Writer>,
-        taken: Result<Option<Batch>>,
-        told: Told,
-        answer: Answer<()>,
-    ) {
-        let busy = !writer.in_flight.is_empty();
-        let (batch, mut riders) = match taken {
-            Ok(Some(batch)) => (batch, writer.riders()),
-            // It takes its place in the queue behind theirs.
-            Ok(None) if busy => (self.stream.batch(Shape::Lines), Vec::new()),
-            nothing => {
-                drop(writer);
-                return answer(nothing.map(drop));
-            }
-        };
-        riders.retain(|rider| Some(*rider) != told.owner());
-        writer.in_flight.extend(riders.iter().copied().chain(told.owner()));
-        let events = batch.tally().all_events();
-        let open = self.clone();
-        let finish = move |result: Result<u64>| {
-            let more = result.is_ok() && events > 0;
-            answer(open.finish(result, events, riders, told));
-            if more {
-                open.waiters.wake(&open.stream);
-            }
-        };
-        let enqueue = move |open: &Open, guard: Option<u64>| {
-            let guard = guard.filter(|_| events > 0);
-            open.stream.enqueue(batch, guard, Box::new(finish))
-        };
-        if busy && writer.guard.is_some() {
-            writer.held.push_back(Box::new(enqueue));
-            return;
-        }
-        // Before another one can come here: an empty batch must not overtake what it waits for.
-        let leads = enqueue(self, writer.guard);
-        drop(writer);
-        if leads {
-            self.stream.commit_queue();
-        }
+    pub(crate) fn get(&self, number: u64) -> Result<Handle> {
+        lock(&self.open).get(&number).cloned().ok_or(Error::Invalid)
     }
 
-    /// A commit of so many events has ended; `riders` and who is told had bytes in it. Says what to
-    /// tell.
-    fn finish(&self, result: Result<u64>, events: u64, riders: Vec<u64>, told: Told) -> Result<()> {
-        let mut writer = lock(&self.writer);
-        for rider in riders.iter().copied().chain(told.owner()) {
-            let at = writer.in_flight.iter().position(|owner| *owner == rider);
-            at.map(|at| writer.in_flight.swap_remove(at));
-        }
-        // What became of the bytes it had in earlier batches, while it waited for this one.
-        let earlier = writer.failed.clone().filter(|_| match told {
-            Told::Nobody => false,
-            // Not what became of bytes that it has written since.
-            Told::Owner(owner) => {
-                writer.owners.get(&owner) == Some(&0) && writer.owners.remove(&owner).is_some()
-            }
-            Told::Somebody => true,
-        });
-        if let Some(error) = &earlier {
-            writer.fail(error);
-        }
-        match &result {
-            Ok(first) if events > 0 => {
-                writer.guard = writer.guard.map(|_| first + events);
-                writer.sealed = self.shape() == Shape::One;
-            }
-            Err(error) if !riders.is_empty() => {
-                writer.owners.extend(riders.into_iter().map(|rider| (rider, 0)));
-                writer.fail(error);
-            }
-            _ => {}
-        }
-        let (next, guard) = (writer.held.pop_front(), writer.guard);
-        let leads = next.is_some_and(|enqueue| enqueue(self, guard));
-        drop(writer);
-        if leads {
-            self.stream.commit_queue();
-        }
-        match earlier {
-            // Some of it is stored, some is not.
-            Some(error) if events > 0 && result.is_ok() => Err(self.stream.unknown(&error)),
-            Some(error) => result.and(Err(error)),
-            None => result.map(drop),
-        }
+    pub(crate) fn replace(&self, number: u64, by: Handle) {
+        lock(&self.open).entry(number).and_modify(|handle| *handle = by);
+    }
+
+    /// Takes one out. It is dropped without the lock: a batch given up may have space to give back.
+    pub(crate) fn take(&self, number: u64) -> Result<Handle> {
+        lock(&self.open).remove(&number).ok_or(Error::Invalid)
+    }
+
+    /// One that has this file open.
+    pub(crate) fn of(&self, node: Node) -> Option<Arc<Open>> {
+        lock(&self.open).values().find_map(|handle| match handle {
+            Handle::File(open) if open.reader.node == node => Some(open.clone()),
+            _ => None,
+        })
     }
 }

@@ -3,19 +3,34 @@
 //! The kernel sends the same FLUSH for a close and for the death of a process. Whether the process
 //! is exiting, and of what, is in `/proc/PID/stat`: proc_pid_stat(5), fields 9 and 52.
 
-use std::fs;
+use std::{fmt, fs};
 
 use crate::sys;
 
 /// Why a writer's file is being closed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ending {
     /// It called close, exec or exit.
     Closed,
     /// A signal killed it.
-    Killed,
+    Killed {
+        /// The name of the program.
+        program: String,
+        /// The signal's number.
+        signal: u64,
+    },
     /// It is exiting, and possibly killed; we are not allowed to know.
     Unknown,
+}
+
+impl fmt::Display for Ending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Ending::Closed => f.write_str("closed"),
+            Ending::Killed { program, signal } => write!(f, "({program}) died by signal {signal}"),
+            Ending::Unknown => f.write_str("ended, perhaps by a signal,"),
+        }
+    }
 }
 
 /// The task is exiting; from the kernel's include/linux/sched.h.
@@ -80,13 +95,16 @@ fn pending(status: &str) -> Signalled {
 /// which includes the exit code.
 fn judge(stat: &str, permitted: impl FnOnce() -> bool) -> Ending {
     // The name of the program, field 2, is in parentheses and may hold spaces and parentheses.
-    let fields = stat.rsplit_once(") ").map_or("", |(_, fields)| fields);
+    let (name, fields) = stat.rsplit_once(") ").unwrap_or_default();
     let field = |n: usize| fields.split(' ').nth(n - 3).and_then(|f| f.trim().parse().ok());
     let flags: u64 = field(9).unwrap_or(0);
     let exit_code: u64 = field(52).unwrap_or(0);
     match () {
         () if flags & PF_EXITING == 0 => Ending::Closed,
-        () if exit_code & 0x7f != 0 => Ending::Killed,
+        () if exit_code & 0x7f != 0 => Ending::Killed {
+            program: name.split_once('(').unwrap_or_default().1.into(),
+            signal: exit_code & 0x7f,
+        },
         () if flags & PF_SIGNALED == 0 || permitted() => Ending::Closed,
         () => Ending::Unknown,
     }
@@ -106,6 +124,7 @@ mod tests {
 
     #[test]
     fn a_signal_is_told_from_an_exit() {
+        let killed = |signal| Ending::Killed { program: "a) b (c".into(), signal };
         let exiting = PF_EXITING;
         let signaled = PF_EXITING | PF_SIGNALED;
         for (flags, exit_code, permitted, expected) in [
@@ -113,8 +132,8 @@ mod tests {
             (PF_SIGNALED, 9, true, Ending::Closed),
             (exiting, 0, true, Ending::Closed),
             (exiting, 3 << 8, true, Ending::Closed),
-            (signaled, 9, true, Ending::Killed),
-            (signaled, 11 | 0x80, true, Ending::Killed),
+            (signaled, 9, true, killed(9)),
+            (signaled, 11 | 0x80, true, killed(11)),
             (signaled, 0, true, Ending::Closed),
             (signaled, 0, false, Ending::Unknown),
             (exiting, 0, false, Ending::Closed),

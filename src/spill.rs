@@ -4,7 +4,6 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use crate::batch::Shape;
 use crate::disk::Disk;
 use crate::error::{Error, Result};
 
@@ -113,47 +112,6 @@ impl<D: Disk> Spill<D> {
             read => Ok(read),
         }
     }
-
-    /// Hands every event to `each`, in order.
-    pub(crate) fn events(
-        &self,
-        shape: Shape,
-        mut each: impl FnMut(&[u8]) -> Result<()>,
-    ) -> Result<()> {
-        if self.file.is_none() {
-            return take(shape, &self.memory, true, &mut each).map(drop);
-        }
-        // An event may be longer than a piece: then the buffer grows until it is whole.
-        let (mut buffer, mut filled, mut at) = (Vec::new(), 0, 0);
-        while at < self.len {
-            buffer.resize(filled + PIECE, 0);
-            let read = self.read_at(&mut buffer[filled..], at)?;
-            filled += read;
-            at += read as u64;
-            let used = take(shape, &buffer[..filled], at == self.len, &mut each)?;
-            buffer.copy_within(used..filled, 0);
-            filled -= used;
-        }
-        Ok(())
-    }
-}
-
-/// Hands the events at the beginning of `bytes` to `each`; says how many bytes they took.
-fn take(
-    shape: Shape,
-    bytes: &[u8],
-    whole: bool,
-    each: &mut impl FnMut(&[u8]) -> Result<()>,
-) -> Result<usize> {
-    let mut used = 0;
-    while used < bytes.len() {
-        let Some((event, len)) = shape.next(&bytes[used..], whole) else {
-            break;
-        };
-        each(event)?;
-        used += len;
-    }
-    Ok(used)
 }
 
 impl<D: Disk> Drop for Spill<D> {

@@ -9,55 +9,74 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 /// Four buckets for each power of two nanoseconds: a quantile is right to a quarter.
 const BUCKETS: usize = 4 * 64;
 
+/// What is counted, and what that is.
+const COUNTERS: [(&str, &str); 10] = [
+    ("commits_total", "Commits, one sync each"),
+    ("batches_total", "Batches committed"),
+    ("events_total", "Events committed"),
+    ("bytes_total", "Bytes of the batches committed"),
+    ("guards_lost_total", "Appends refused with EEXIST"),
+    ("errors_total", "Appends refused with another error"),
+    ("batches_abandoned_total", "Batches whose writer was killed"),
+    ("events_abandoned_total", "Events of those batches"),
+    ("events_dropped_total", "Events dropped"),
+    ("bytes_dropped_total", "Bytes of the events dropped"),
+];
+
 /// Counters that only grow.
 #[derive(Debug)]
 pub struct Status {
-    commits: AtomicU64,
-    batches: AtomicU64,
-    events: AtomicU64,
-    bytes: AtomicU64,
-    lost_guards: AtomicU64,
-    errors: AtomicU64,
+    /// In the order of [`COUNTERS`].
+    counters: [AtomicU64; COUNTERS.len()],
     /// Batches by how long they took.
     took: [AtomicU64; BUCKETS],
     longest: AtomicU64,
+    /// Nanoseconds that all of them took.
+    total: AtomicU64,
 }
 
 impl Default for Status {
     fn default() -> Status {
-        Status {
-            commits: AtomicU64::new(0),
-            batches: AtomicU64::new(0),
-            events: AtomicU64::new(0),
-            bytes: AtomicU64::new(0),
-            lost_guards: AtomicU64::new(0),
-            errors: AtomicU64::new(0),
-            took: [const { AtomicU64::new(0) }; BUCKETS],
-            longest: AtomicU64::new(0),
-        }
+        let took = [const { AtomicU64::new(0) }; BUCKETS];
+        let (longest, total) = (AtomicU64::default(), AtomicU64::default());
+        Status { counters: Default::default(), took, longest, total }
     }
 }
 
 impl Status {
+    fn add(&self, from: usize, counts: &[u64]) {
+        for (counter, count) in self.counters[from..].iter().zip(counts) {
+            counter.fetch_add(*count, Relaxed);
+        }
+    }
+
     /// A commit, which is one sync, was durable.
     pub fn commit(&self) {
-        self.commits.fetch_add(1, Relaxed);
+        self.add(0, &[1]);
     }
 
     /// A batch of so many events and bytes was acknowledged, so many nanoseconds after it was
     /// handed in.
     pub fn batch(&self, events: u64, bytes: u64, nanos: u64) {
-        self.batches.fetch_add(1, Relaxed);
-        self.events.fetch_add(events, Relaxed);
-        self.bytes.fetch_add(bytes, Relaxed);
+        self.add(1, &[1, events, bytes]);
         self.took[bucket(nanos)].fetch_add(1, Relaxed);
         self.longest.fetch_max(nanos, Relaxed);
+        self.total.fetch_add(nanos, Relaxed);
     }
 
     /// An append was refused, because its guard was lost or because of an error.
     pub fn refused(&self, guard: bool) {
-        let counter = if guard { &self.lost_guards } else { &self.errors };
-        counter.fetch_add(1, Relaxed);
+        self.add(if guard { 4 } else { 5 }, &[1]);
+    }
+
+    /// A batch of so many events was given up, for its writer was killed.
+    pub fn abandoned(&self, events: u64) {
+        self.add(6, &[1, events]);
+    }
+
+    /// So many events, and bytes of the view, were dropped.
+    pub fn dropped(&self, events: u64, bytes: u64) {
+        self.add(8, &[events, bytes]);
     }
 
     /// Not more than a quarter above the time within which this share of the batches was
@@ -78,22 +97,15 @@ impl Status {
     /// when they looked; and what else there is to tell: name, kind ("counter" or "gauge"), what it
     /// is, value.
     pub fn text(&self, more: &[(&str, &str, &str, f64)]) -> String {
-        let counters = [
-            (&self.commits, "commits_total", "Commits, one sync each"),
-            (&self.batches, "batches_total", "Batches committed"),
-            (&self.events, "events_total", "Events committed"),
-            (&self.bytes, "bytes_total", "Bytes of the batches committed"),
-            (&self.lost_guards, "guards_lost_total", "Appends refused with EEXIST"),
-            (&self.errors, "errors_total", "Appends refused with another error"),
-        ];
+        let counters = COUNTERS.iter().zip(&self.counters);
         let counters = counters
-            .map(|(counter, name, what)| (name, "counter", what, counter.load(Relaxed) as f64));
+            .map(|((name, what), counter)| (*name, "counter", *what, counter.load(Relaxed) as f64));
         let version = env!("CARGO_PKG_VERSION");
         let mut text = format!(
             "# HELP smolstore_info The version that runs.\n# TYPE smolstore_info gauge\n\
              smolstore_info{{version=\"{version}\"}} 1\n"
         );
-        for (name, kind, what, value) in counters.iter().chain(more) {
+        for (name, kind, what, value) in counters.chain(more.iter().copied()) {
             // Writing to a string cannot fail.
             let _ = write!(
                 text,
@@ -112,6 +124,9 @@ impl Status {
         ] {
             let _ = writeln!(text, "{name}{{quantile=\"{share}\"}} {:>20}", nanos as f64 / 1e9);
         }
+        let (sum, count) = (self.total.load(Relaxed), &self.counters[1]);
+        let _ = writeln!(text, "{name}_sum {:>20}", sum as f64 / 1e9);
+        let _ = writeln!(text, "{name}_count {:>20}", count.load(Relaxed));
         text
     }
 }
@@ -169,6 +184,8 @@ mod tests {
             "# TYPE smolstore_open_files gauge",
             "smolstore_open_files 3",
             "smolstore_commit_seconds{quantile=\"1\"} 0.0001",
+            "smolstore_commit_seconds_sum 0.00505",
+            "smolstore_commit_seconds_count 100",
         ] {
             let words = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
             assert!(text.lines().any(|found| words(found) == words(line)), "{line}: {text}");

@@ -7,14 +7,17 @@ use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, Weak};
+use std::thread;
+use std::time::Duration;
 
-use crate::disk::{Disk, Names, Real, is_stream_name};
+use crate::disk::{Disk, MARK, Names, Real, is_stream_name};
 use crate::error::{Error, Result};
 use crate::status::Status;
-use crate::stream::{Shared, Stream, lock};
+use crate::stream::{Shared, Stream};
+use crate::sys::lock;
 
 /// What `.smolstore` says.
-const FORMAT: &str = "smolstore 1\n";
+const FORMAT: &str = "smolstore 2\n";
 
 /// A directory of streams.
 ///
@@ -48,67 +51,86 @@ impl Store<Real> {
     /// # Errors
     /// [`Error::Foreign`] for a directory that holds something else, or a later format.
     pub fn open(path: impl AsRef<Path>, read_only: bool) -> Result<Store> {
-        Store::with_log(path.as_ref(), read_only, Box::new(|_| {}))
+        // Who only reads harms nobody.
+        let disk = Real::new(path.as_ref(), read_only)?;
+        Store::with_log(disk, read_only, Box::new(|_| {}))
     }
 
-    /// Like [`Store::open`]; what an operator should know is handed to `log`, a line each.
+    /// Like [`Store::open`], in the directory `disk`; what an operator should know is handed to `log`, a
+    /// line each.
     pub fn with_log(
-        path: &Path,
+        disk: Real,
         read_only: bool,
         log: Box<dyn Fn(&str) + Send + Sync>,
     ) -> Result<Store> {
-        prepare(path, read_only)?;
-        let scratch = if read_only { std::env::temp_dir() } else { path.into() };
-        Ok(Store::on(Real::new(path.into(), scratch), read_only, log))
+        prepare(&disk, read_only)?;
+        disk.probe(Path::new(MARK))?;
+        Ok(Store::on(disk, read_only, log))
     }
 }
 
-/// Makes sure that `path` holds a store of a format we know.
-fn prepare(path: &Path, read_only: bool) -> Result<()> {
-    let os = |path: &Path| Error::os(path.display().to_string());
-    let mark = path.join(".smolstore");
-    match fs::read_to_string(&mark) {
-        Ok(format) if format == FORMAT => return Ok(()),
-        Ok(format) => {
-            return Err(Error::Foreign(format!(
-                "{}: format {:?} is not known to this version of smolstore",
-                mark.display(),
-                format.trim_end()
-            )));
+/// Makes sure that the directory holds a store of a format we know.
+fn prepare(disk: &Real, read_only: bool) -> Result<()> {
+    let path = disk.root();
+    let os = Error::os(path.display());
+    let mut held = OsString::new();
+    // Another mount may be making it a store, and what it makes be seen before the mark.
+    for _ in 0..10 {
+        if marked(&path.join(MARK))? {
+            return Ok(());
         }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(os(&mark)(error)),
+        match foreign(path) {
+            // A store without streams.
+            Ok(None) if read_only => return Ok(()),
+            Ok(None) => return mark(disk).map_err(os),
+            Ok(Some(name)) => held = name,
+            Err(error) => return Err(os(error)),
+        }
+        thread::sleep(Duration::from_millis(20));
     }
-    for entry in fs::read_dir(path).map_err(os(path))? {
-        let name = entry.map_err(os(path))?.file_name();
+    Err(Error::Foreign(format!(
+        "{}: not a store, for it has no file .smolstore, and not empty: it holds {held:?}",
+        path.display()
+    )))
+}
+
+/// Whether the file is there that makes a directory a store, of a format we know.
+fn marked(mark: &Path) -> Result<bool> {
+    match fs::read_to_string(mark) {
+        Ok(format) if format == FORMAT => Ok(true),
+        Ok(format) => Err(Error::Foreign(format!(
+            "{}: format {:?} is not known to this version of smolstore",
+            mark.display(),
+            format.trim_end()
+        ))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(Error::os(mark.display())(error)),
+    }
+}
+
+/// The name of something that no directory holds which is to become a store.
+fn foreign(path: &Path) -> io::Result<Option<OsString>> {
+    for entry in fs::read_dir(path)? {
+        let name = entry?.file_name();
         // What a crash left of an attempt to write the mark.
         let unfinished = name.as_encoded_bytes().starts_with(b".smolstore.");
         if name != "lost+found" && !unfinished {
-            return Err(Error::Foreign(format!(
-                "{}: not a store, for it has no file .smolstore, and not empty: it holds {name:?}",
-                path.display()
-            )));
+            return Ok(Some(name));
         }
     }
-    if read_only {
-        // A store without streams.
-        return Ok(());
-    }
-    // Whole or not at all: the name comes last.
-    let new = path.join(format!(".smolstore.{}", std::process::id()));
-    let write = || -> io::Result<()> {
-        let mut file = fs::OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o644)
-            .open(&new)?;
-        io::Write::write_all(&mut file, FORMAT.as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&new, &mark)?;
-        fs::File::open(path)?.sync_all()
-    };
-    write().map_err(os(&mark))
+    Ok(None)
+}
+
+/// Makes a directory a store, whole or not at all: the name comes last.
+fn mark(disk: &Real) -> io::Result<()> {
+    let path = disk.root();
+    // Of no other host.
+    let new = path.join(format!("{MARK}.{}.{}", std::process::id(), disk.now()));
+    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o644).open(&new)?;
+    io::Write::write_all(&mut file, FORMAT.as_bytes())?;
+    file.sync_all()?;
+    fs::rename(&new, path.join(MARK))?;
+    fs::File::open(path)?.sync_all()
 }
 
 impl<D: Disk> Store<D> {
@@ -192,8 +214,11 @@ impl<D: Disk> Store<D> {
         let stream = self.stream(&name)?;
         let disk = &self.shared.disk;
         stream.empty(|| {
-            let files = ["index", "log"].map(|file| disk.remove_file(&name.join(file)));
-            let removed = files.into_iter().collect::<io::Result<()>>();
+            // Without its log the index would tell of events that got lost.
+            let removed = disk
+                .remove_file(&name.join("index"))
+                .and_then(|()| disk.sync_dir(&name))
+                .and_then(|()| disk.remove_file(&name.join("log")));
             // The directory may hold what is not ours; then the stream stays, still empty.
             removed.and_then(|()| disk.remove_dir(&name)).map_err(Error::os(name.display()))
         })?;

@@ -8,6 +8,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 
 /// Continues the CRC-32C `crc` over `bytes`; begin with 0. The instruction computes the register
 /// of RFC 3720 appendix B.4, which is inverted before and after.
@@ -70,6 +71,20 @@ pub fn newline(bytes: &[u8]) -> Option<usize> {
     (!found.is_null()).then(|| found as usize - start as usize)
 }
 
+/// Locks, also after a panic: what is guarded is only ever replaced as a whole.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// As [`lock`]; None when somebody has it.
+pub(crate) fn try_lock<T>(mutex: &Mutex<T>) -> Option<MutexGuard<'_, T>> {
+    match mutex.try_lock() {
+        Err(TryLockError::WouldBlock) => None,
+        Err(TryLockError::Poisoned(guard)) => Some(guard.into_inner()),
+        Ok(guard) => Some(guard),
+    }
+}
+
 fn check(result: i32) -> io::Result<i32> {
     match result {
         -1 => Err(io::Error::last_os_error()),
@@ -89,6 +104,25 @@ pub fn allocate(file: &File, from: u64, to: u64) -> io::Result<()> {
     check(unsafe { libc::fallocate(file.as_raw_fd(), 0, offset, len) }).map(drop)
 }
 
+/// Gives the blocks of the bytes `from..to` of `file` back; they read as zeros then.
+pub fn punch(file: &File, from: u64, to: u64) -> io::Result<()> {
+    let offset = libc::off_t::try_from(from).map_err(io::Error::other)?;
+    let len = libc::off_t::try_from(to - from).map_err(io::Error::other)?;
+    let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+    // SAFETY: a plain system call on a descriptor that is open as long as `file` is borrowed.
+    check(unsafe { libc::fallocate(file.as_raw_fd(), mode, offset, len) }).map(drop)
+}
+
+/// Gives up what the page cache holds of `file` from `from` on, but for what is to be written.
+pub fn forget(file: &File, from: u64) -> io::Result<()> {
+    let offset = libc::off_t::try_from(from).map_err(io::Error::other)?;
+    // SAFETY: a plain system call on a descriptor that is open as long as `file` is borrowed.
+    match unsafe { libc::posix_fadvise(file.as_raw_fd(), offset, 0, libc::POSIX_FADV_DONTNEED) } {
+        0 => Ok(()),
+        errno => Err(io::Error::from_raw_os_error(errno)),
+    }
+}
+
 /// Lets the disk begin to write what was written to `file`; says nothing of how that ends.
 pub fn begin_writeback(file: &File) {
     // SAFETY: a plain system call on a descriptor that is open as long as `file` is borrowed.
@@ -104,6 +138,45 @@ pub fn directory(path: &Path) -> io::Result<(File, PathBuf)> {
     Ok((directory, path.into()))
 }
 
+/// What a file system knows a directory by, of which it gives no two the same: its file handle.
+pub fn handle(path: &Path) -> io::Result<Vec<u8>> {
+    #[repr(C)]
+    struct Handle {
+        head: libc::file_handle,
+        // MAX_HANDLE_SZ of linux/exportfs.h.
+        bytes: [u8; 128],
+    }
+    let path = c_path(path)?;
+    let head = libc::file_handle { handle_bytes: 128, handle_type: 0, f_handle: [] };
+    let (mut handle, mut mount) = (Handle { head, bytes: [0; 128] }, 0);
+    // SAFETY: `path` ends with a NUL, `bytes` follows `head` without a gap and is as long as it says,
+    // and the pointer is to both of them.
+    check(unsafe {
+        let handle = (&raw mut handle).cast();
+        libc::name_to_handle_at(libc::AT_FDCWD, path.as_ptr(), handle, &raw mut mount, 0)
+    })?;
+    Ok(handle.bytes[..(handle.head.handle_bytes as usize).min(128)].to_vec())
+}
+
+/// Renames a directory to what nothing has for a name.
+pub fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
+    let (old, new) = (c_path(from)?, c_path(to)?);
+    let (here, flags) = (libc::AT_FDCWD, libc::RENAME_NOREPLACE);
+    // SAFETY: both paths end with a NUL.
+    let renamed = unsafe {
+        libc::syscall(libc::SYS_renameat2, here, old.as_ptr(), here, new.as_ptr(), flags)
+    };
+    match io::Error::last_os_error() {
+        _ if renamed == 0 => Ok(()),
+        // Some network file systems cannot. There an empty directory may be replaced.
+        error if error.raw_os_error() == Some(libc::EINVAL) => match to.symlink_metadata() {
+            Ok(_) => Err(io::ErrorKind::AlreadyExists.into()),
+            Err(_) => std::fs::rename(from, to),
+        },
+        error => Err(error),
+    }
+}
+
 /// Space and files of the file system that holds `path`: statvfs(3).
 pub fn statvfs(path: &Path) -> io::Result<libc::statvfs> {
     let path = c_path(path)?;
@@ -112,6 +185,16 @@ pub fn statvfs(path: &Path) -> io::Result<libc::statvfs> {
     check(unsafe { libc::statvfs(path.as_ptr(), stat.as_mut_ptr()) })?;
     // SAFETY: the call succeeded, so it has filled all of it.
     Ok(unsafe { stat.assume_init() })
+}
+
+/// What kind of file system holds `path`: `f_type` of statfs(2).
+pub fn file_system(path: &Path) -> io::Result<i64> {
+    let path = c_path(path)?;
+    let mut stat = std::mem::MaybeUninit::<libc::statfs>::uninit();
+    // SAFETY: `path` ends with a NUL, and `stat` has room for what the call writes.
+    check(unsafe { libc::statfs(path.as_ptr(), stat.as_mut_ptr()) })?;
+    // SAFETY: the call succeeded, so it has filled all of it.
+    Ok(unsafe { stat.assume_init() }.f_type)
 }
 
 /// Length, links, number and birth of an open file, or of what is at `path`, which is then not
@@ -158,6 +241,13 @@ pub fn detach() -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Closes all files but the standard streams: whoever started us may wait for the end of one of
+/// them, or hold a lock by it. To be called before any is opened.
+pub fn close_inherited() {
+    // SAFETY: nobody here knows any of them. A kernel that cannot leaves them open.
+    unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, 0) };
 }
 
 /// Whether there is a thread of this number, also one that is hidden from us.

@@ -2,20 +2,24 @@
 //! is the reply.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crate::disk::Real;
-use crate::open::Open;
+use crate::error::Result;
 use crate::proc::Signalled;
-use crate::stream::{Glance, Stream, lock};
+use crate::stream::{Glance, Stream};
+use crate::sys::lock;
 
 /// How often [`Waiters::look`] is to be called.
 pub const LOOKS_A_SECOND: u32 = 8;
 
+/// Called with what became of a request.
+pub type Answer<R> = Box<dyn FnOnce(Result<R>) + Send>;
+
 /// Called when the wait is over.
-pub(crate) type Wake = Box<dyn FnOnce(&Arc<Open>, Why) + Send>;
+pub(crate) type Wake = Box<dyn FnOnce(Why) + Send>;
 
 /// Why a wait is over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,25 +32,20 @@ pub(crate) enum Why {
     End,
 }
 
-/// Somebody who waits for what is behind `offset` in an open file.
-pub(crate) struct Waiter {
-    pub(crate) open: Arc<Open>,
-    offset: u64,
+/// Somebody who waits for more of a stream.
+struct Waiter {
+    stream: Arc<Stream<Real>>,
+    /// It has seen all up to here in the stream's view.
+    seen: u64,
     /// The thread that reads, 0 when it is in a pid namespace that we cannot see. A poller has none:
     /// signals are not ours to tell it of.
     thread: Option<u32>,
+    wake: Wake,
+    /// Tells it from all others.
+    ticket: u64,
+    since: Instant,
     /// At the last look its process, which has more threads, had a signal to attend to.
     looked: bool,
-    /// With the thread it tells one wait from all others: a thread waits once at a time.
-    since: Instant,
-    wake: Wake,
-}
-
-impl Waiter {
-    /// It has seen all up to here in the stream's view.
-    fn view(&self) -> u64 {
-        self.open.view(self.offset)
-    }
 }
 
 /// Those who wait, by stream. The lock is never held while a stream or a process is looked at, which
@@ -54,6 +53,7 @@ impl Waiter {
 #[derive(Default)]
 pub struct Waiters {
     parked: Mutex<HashMap<usize, Vec<Waiter>>>,
+    tickets: AtomicU64,
     /// Nobody is to wait any more.
     ended: AtomicBool,
 }
@@ -68,30 +68,32 @@ impl Waiters {
         lock(&self.parked).values().map(Vec::len).sum()
     }
 
-    /// Keeps a waiter for what is behind `offset`.
-    pub(crate) fn park(&self, open: &Arc<Open>, offset: u64, thread: Option<u32>, wake: Wake) {
-        let waiter = Waiter {
-            open: open.clone(),
-            offset,
-            thread,
-            looked: false,
-            since: Instant::now(),
-            wake,
-        };
-        let mut all = lock(&self.parked);
-        all.entry(key(&open.stream)).or_default().push(waiter);
-        drop(all);
+    /// Keeps somebody who has `seen` so much of a stream's view; says what tells it from all others.
+    pub(crate) fn park(
+        &self,
+        stream: &Arc<Stream<Real>>,
+        seen: u64,
+        thread: Option<u32>,
+        wake: Wake,
+    ) -> u64 {
+        let (ticket, since) = (self.tickets.fetch_add(1, SeqCst), Instant::now());
+        let stream = stream.clone();
+        let waiter =
+            Waiter { stream: stream.clone(), seen, thread, wake, ticket, since, looked: false };
+        lock(&self.parked).entry(key(&stream)).or_default().push(waiter);
         if self.ended.load(SeqCst) {
-            self.end_those_of(&open.stream);
+            self.end_those_of(&stream);
         }
+        ticket
+    }
+
+    /// Forgets a waiter of a stream, if it still waits.
+    pub(crate) fn leave(&self, stream: &Arc<Stream<Real>>, ticket: u64) {
+        drop(self.take(stream, |waiter| waiter.ticket == ticket));
     }
 
     /// Takes out those of a stream that `which` says.
-    pub(crate) fn take(
-        &self,
-        stream: &Arc<Stream<Real>>,
-        which: impl Fn(&mut Waiter) -> bool,
-    ) -> Vec<Waiter> {
+    fn take(&self, stream: &Arc<Stream<Real>>, which: impl Fn(&mut Waiter) -> bool) -> Vec<Waiter> {
         let mut all = lock(&self.parked);
         let Some(here) = all.get_mut(&key(stream)) else {
             return Vec::new();
@@ -106,31 +108,30 @@ impl Waiters {
         }
         // An error is for them to see.
         let news = stream.news().unwrap_or(u64::MAX);
-        let ready = |waiter: &mut Waiter| waiter.view() < news;
-        for waiter in self.take(stream, ready) {
-            (waiter.wake)(&waiter.open, Why::More);
+        for waiter in self.take(stream, |waiter| waiter.seen < news) {
+            (waiter.wake)(Why::More);
         }
     }
 
     /// Ends all waits for more of a stream.
     pub(crate) fn end_those_of(&self, stream: &Arc<Stream<Real>>) {
         for waiter in self.take(stream, |_| true) {
-            (waiter.wake)(&waiter.open, Why::End);
+            (waiter.wake)(Why::End);
         }
     }
 
     /// Looks after all who wait: for what other mounts have committed, and for signals. Of a
     /// reader that we cannot see nothing is known: once a second it may look itself.
     pub fn look(self: &Arc<Self>, signalled: impl Fn(u32) -> Signalled) {
-        let reader = |waiter: &Waiter| Some((waiter.open.clone(), waiter.thread?, waiter.since));
+        let reader = |waiter: &Waiter| Some((waiter.stream.clone(), waiter.thread?, waiter.ticket));
         let readers: Vec<_> = lock(&self.parked).values().flatten().filter_map(reader).collect();
-        for (open, thread, since) in readers {
+        for (stream, thread, ticket) in readers {
             let signalled = match thread {
                 0 => Signalled::Unknown,
                 thread => signalled(thread),
             };
             let interrupted = |waiter: &mut Waiter| {
-                if (waiter.thread, waiter.since) != (Some(thread), since) {
+                if waiter.ticket != ticket {
                     return false;
                 }
                 // One for the process is about to be taken by another of its threads, if that waits
@@ -140,11 +141,11 @@ impl Waiters {
                     Signalled::No => false,
                     Signalled::Process => again,
                     Signalled::Thread => true,
-                    Signalled::Unknown => since.elapsed() > Duration::from_secs(1),
+                    Signalled::Unknown => waiter.since.elapsed() > Duration::from_secs(1),
                 }
             };
-            for waiter in self.take(&open.stream, interrupted) {
-                (waiter.wake)(&open, Why::Signal);
+            for waiter in self.take(&stream, interrupted) {
+                (waiter.wake)(Why::Signal);
             }
         }
         for stream in self.streams() {
@@ -174,13 +175,13 @@ impl Waiters {
     fn first(&self, stream: &Arc<Stream<Real>>) -> u64 {
         let all = lock(&self.parked);
         let here = all.get(&key(stream)).into_iter().flatten();
-        here.map(Waiter::view).min().unwrap_or(u64::MAX)
+        here.map(|waiter| waiter.seen).min().unwrap_or(u64::MAX)
     }
 
     /// The streams that somebody waits for.
     fn streams(&self) -> Vec<Arc<Stream<Real>>> {
         let mut all = lock(&self.parked);
         all.retain(|_, here| !here.is_empty());
-        all.values().filter_map(|here| Some(here.first()?.open.stream.clone())).collect()
+        all.values().filter_map(|here| Some(here.first()?.stream.clone())).collect()
     }
 }

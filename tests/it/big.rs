@@ -82,6 +82,56 @@ fn a_batch_of_a_gib_is_one_batch_in_little_memory() {
     assert!(m.rss_peak_kib() < 128 * 1024, "the daemon took {} KiB", m.rss_peak_kib());
 }
 
+/// GiB of each of the large ones: `SMOLSTORE_GIB=10` for what is promised.
+fn gib() -> u64 {
+    std::env::var("SMOLSTORE_GIB").ok().and_then(|gib| gib.parse().ok()).unwrap_or(1)
+}
+
+#[track_caller]
+fn little_memory(m: &Mnt, what: &str) {
+    eprintln!("{what}: the daemon took {} KiB", m.rss_peak_kib());
+    assert!(m.rss_peak_kib() < 128 * 1024, "{what}: the daemon took {} KiB", m.rss_peak_kib());
+}
+
+#[test]
+fn one_large_event_and_its_log_without_an_index_take_little_memory() {
+    let m = Mnt::new();
+    let s = m.stream("s");
+    let bytes = gib() << 30;
+    ok(&sh("sh", &format!("head -c {bytes} /dev/zero > new && echo small >> events"), &s));
+    assert_eq!(fs::metadata(s.join("at/0")).unwrap().len(), bytes);
+    ok(&sh("sh", &format!("head -c {bytes} /dev/zero | cmp - at/0"), &s));
+    little_memory(&m, "an event");
+    m.stop();
+    fs::remove_file(m.store().join("s/index")).unwrap();
+    m.restart();
+    assert_eq!(count(&s), 2);
+    assert_eq!(read(s.join("at/1")), b"small");
+    ok(&sh("sh", &format!("head -c {bytes} /dev/zero | cmp - at/0"), &s));
+    little_memory(&m, "its log without an index");
+}
+
+#[test]
+fn many_large_events_at_once_take_little_memory() {
+    let m = Mnt::new();
+    let bytes = (gib() << 30) / 8;
+    let streams: Vec<_> = (0..4).map(|n| m.stream(format!("s{n}"))).collect();
+    std::thread::scope(|scope| {
+        for s in streams.iter().chain(&streams) {
+            let script = format!("head -c {bytes} /dev/zero > new");
+            scope.spawn(move || ok(&sh("sh", &script, s)));
+        }
+    });
+    std::thread::scope(|scope| {
+        for s in &streams {
+            assert_eq!(count(s), 2);
+            let script = format!("for n in 0 1; do head -c {bytes} /dev/zero | cmp - at/$n; done");
+            scope.spawn(move || ok(&sh("sh", &script, s)));
+        }
+    });
+    little_memory(&m, "eight events at once");
+}
+
 #[test]
 fn a_large_batch_whose_writer_is_killed_leaves_nothing_and_gives_the_space_back() {
     let dir = TempDir::new().unwrap();

@@ -415,3 +415,63 @@ print(log.recv(1000).decode())' > heard & listener=$!
     assert!(heard.starts_with("<28>smolstore["), "{heard:?} {out:?}");
     assert!(heard.contains(r#"stream "s", event 0"#), "{heard:?}");
 }
+
+#[test]
+fn what_it_needs_is_taken_at_the_start_or_it_says_what_is_missing() {
+    let dirs = Dirs::new();
+    let (store, mnt) = (dirs.join("store"), dirs.join("mnt"));
+    let bin = env!("CARGO_BIN_EXE_smolstore");
+    for limit in [100_000, 500_000, 1_500_000, 1_700_000, 2_000_000, 2_500_000, 3_000_000] {
+        let command = format!("ulimit -v {limit}; {bin} {} {}", store.display(), mnt.display());
+        let out = run(Command::new("sh").args(["-c", &command]));
+        let said = text(&out.stderr);
+        if out.status.success() {
+            // Then it goes on.
+            let stream = mnt.join(format!("s{limit}"));
+            fs::create_dir(&stream).unwrap();
+            let all = "for n in $(seq 100); do echo $n | cat >> events & done; wait; cat count";
+            assert_eq!(ok(&sh("sh", all, &stream)), "100\n");
+            ok(&run(Command::new("umount").arg(&mnt)));
+            eventually("it has ended", || processes(&store).is_empty());
+        } else {
+            assert_eq!(said.lines().count(), 1, "{limit}: {said}");
+            assert!(said.contains("ulimit -v"), "{limit}: {said}");
+            assert_eq!(mounted(&mnt), None);
+        }
+    }
+}
+
+#[test]
+fn a_mistake_is_told_what_to_do() {
+    let (m, dirs) = (Mnt::new(), Dirs::new());
+    let (store, mnt) = (dirs.join("store"), dirs.join("mnt"));
+    let stream = m.stream("s");
+    let says = |out: &Output, words: &[&str]| {
+        let said = text(&out.stderr);
+        assert!(!out.status.success() && said.lines().count() == 1, "{said}");
+        assert!(words.iter().all(|word| said.contains(word)), "{said}");
+    };
+    let mut typo = smolstore([Path::new("chek"), &store]);
+    says(&run(typo.current_dir(&dirs.root)), &["chek", "smolstore check STORE"]);
+    let check = |path: &Path| run(&mut smolstore([Path::new("check"), path]));
+    says(&check(&mnt), &["no store", "smolstore STORE MOUNTPOINT"]);
+    says(&check(&dirs.join("missing")), &["missing"]);
+    for path in [m.path(), &stream] {
+        says(&check(path), &["within a mount", "findmnt"]);
+        says(&run(&mut smolstore([path, &mnt])), &["within a mount", "findmnt"]);
+    }
+    assert_eq!(mounted(&mnt), None);
+}
+
+#[test]
+fn a_daemon_keeps_no_file_of_who_started_it() {
+    let dirs = Dirs::new();
+    let (store, mnt) = (dirs.join("store"), dirs.join("mnt"));
+    let bin = env!("CARGO_BIN_EXE_smolstore");
+    let start =
+        format!("flock lock {bin} {} {} && flock -n lock true", store.display(), mnt.display());
+    ok(&sh("sh", &start, &dirs.root));
+    append_one(&mnt.join("s"));
+    ok(&run(Command::new("umount").arg(&mnt)));
+    eventually("it has ended", || processes(&store).is_empty());
+}

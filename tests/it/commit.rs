@@ -11,7 +11,7 @@ use std::path::Path;
 use std::process::Output;
 
 /// The stream as its batches, each as `events` shows it: the events of one batch share their
-/// commit time, those of two never do.
+/// commit time, those of two do only where they shared a sync, which takes two writers at once.
 #[track_caller]
 pub fn batches(stream: &Path) -> Vec<String> {
     let mut batches: Vec<String> = Vec::new();
@@ -483,38 +483,47 @@ fn exec_commits_a_batch_it_closes_and_keeps_one_it_passes_on() {
 
 // A failed write.
 
-/// One byte more than an event may have.
-fn too_long() -> Vec<u8> {
-    vec![b'x'; (16 << 20) + 1]
+/// A disk on which there is no room for what [`too_much`] is, and a mount of a store on it.
+pub fn small() -> (SmallDisk, Mnt) {
+    let disk = SmallDisk::new(24);
+    let store = disk.path().join("store");
+    fs::create_dir(&store).unwrap();
+    let m = Mnt::on(&store, &[]);
+    (disk, m)
+}
+
+/// More than a small disk has room for.
+pub fn too_much() -> Vec<u8> {
+    vec![b'x'; 32 << 20]
 }
 
 #[test]
 fn a_failed_write_drops_its_batch_and_fails_alike_until_a_commit_says_so_too() {
-    let m = Mnt::new();
+    let (_disk, m) = small();
     for (name, commit) in &COMMITS[..2] {
         let s = m.stream(name);
         let mut file = appender(s.join("events")).unwrap();
         file.write_all(b"first\n").unwrap();
         file.write_all(b"second\nand ").unwrap();
-        assert_eq!(errno_of(file.write_all(&too_long())), libc::EMSGSIZE);
+        assert_eq!(errno_of(file.write_all(&too_much())), libc::ENOSPC);
         for _ in 0..2 {
-            assert_eq!(errno_of(file.write_all(b"fourth\n")), libc::EMSGSIZE);
+            assert_eq!(errno_of(file.write_all(b"fourth\n")), libc::ENOSPC);
         }
-        assert_eq!(errno_of(commit(file.try_clone().unwrap())), libc::EMSGSIZE, "{name}");
+        assert_eq!(errno_of(commit(file.try_clone().unwrap())), libc::ENOSPC, "{name}");
         drop(file);
         assert_eq!(count(&s), 0, "{name}");
     }
     let s = m.stream("close");
     let mut file = appender(s.join("events")).unwrap();
     file.write_all(b"first\n").unwrap();
-    assert_eq!(errno_of(file.write_all(&too_long())), libc::EMSGSIZE);
-    assert_eq!(errno_of(close(file)), libc::EMSGSIZE);
+    assert_eq!(errno_of(file.write_all(&too_much())), libc::ENOSPC);
+    assert_eq!(errno_of(close(file)), libc::ENOSPC);
     assert_eq!(count(&s), 0);
 }
 
 #[test]
 fn after_the_failure_was_said_the_same_open_file_works() {
-    let m = Mnt::new();
+    let (_disk, m) = small();
     let ways = ["os.fsync(fd)", "os.fdatasync(fd)", "os.close(os.dup(fd))"];
     for (n, said_by) in ways.into_iter().enumerate() {
         let s = m.stream(format!("s{n}"));
@@ -524,9 +533,9 @@ fn after_the_failure_was_said_the_same_open_file_works() {
             def write(data):
                 while data: data = data[os.write(fd, data):]
             write(b'first\n')
-            assert error(write, b'x' * ((16 << 20) + 1)) == 'Message too long'
-            assert error(write, b'fourth\n') == 'Message too long'
-            assert error(lambda: {said_by}) == 'Message too long'
+            assert error(write, b'x' * (32 << 20)) == 'No space left on device'
+            assert error(write, b'fourth\n') == 'No space left on device'
+            assert error(lambda: {said_by}) == 'No space left on device'
             write(b'fifth\n')
             os.close(fd)
             "
@@ -538,7 +547,7 @@ fn after_the_failure_was_said_the_same_open_file_works() {
 
 #[test]
 fn a_child_which_never_wrote_does_not_clear_a_failure() {
-    let m = Mnt::new();
+    let (_disk, m) = small();
     let s = m.stream("s");
     ok(&python(
         &s,
@@ -547,10 +556,10 @@ fn a_child_which_never_wrote_does_not_clear_a_failure() {
         def write(data):
             while data: data = data[os.write(fd, data):]
         write(b'first\n')
-        assert error(write, b'x' * ((16 << 20) + 1)) == 'Message too long'
+        assert error(write, b'x' * (32 << 20)) == 'No space left on device'
         in_child(lambda: None)
-        assert error(write, b'fourth\n') == 'Message too long'
-        assert error(os.close, fd) == 'Message too long'
+        assert error(write, b'fourth\n') == 'No space left on device'
+        assert error(os.close, fd) == 'No space left on device'
         ",
     ));
     assert_eq!(count(&s), 0);
@@ -558,15 +567,15 @@ fn a_child_which_never_wrote_does_not_clear_a_failure() {
 
 #[test]
 fn complete_lines_which_were_committed_stay_when_a_later_one_fails() {
-    let m = Mnt::new();
+    let (_disk, m) = small();
     for (n, how) in LINE_BY_LINE.into_iter().enumerate() {
         let s = m.stream(format!("s{n}"));
         let mut file = line_appender(&s, how);
         file.write_all(b"kept\n").unwrap();
-        assert_eq!(errno_of(file.write_all(&too_long())), libc::EMSGSIZE, "{how:?}");
-        assert_eq!(errno_of(file.write_all(b"alike\n")), libc::EMSGSIZE, "{how:?}");
-        assert_eq!(errno_of(file.sync_all()), libc::EMSGSIZE, "{how:?}");
+        assert_eq!(errno_of(file.write_all(&too_much())), libc::ENOSPC, "{how:?}");
+        // Nothing is pending where each write commits by itself.
         file.write_all(b"works again\n").unwrap();
+        file.sync_all().unwrap();
         close(file).unwrap();
         assert_eq!(batches(&s), ["kept\n", "works again\n"], "{how:?}");
     }
@@ -575,17 +584,27 @@ fn complete_lines_which_were_committed_stay_when_a_later_one_fails() {
 // Refused.
 
 #[test]
-fn opening_for_writing_without_append_is_eperm() {
+fn writing_without_append_is_eperm_but_at_the_end() {
     let m = Mnt::new();
     let s = m.stream("s");
     append(s.join("events"), "kept\n");
-    for name in ["events", "lines", "from/1", "from/next"] {
+    for (name, end) in [("events", 5), ("lines", 5), ("from/1", 0), ("from/next", 0)] {
         for flags in [0, libc::O_TRUNC, libc::O_CREAT, libc::O_CREAT | libc::O_TRUNC] {
             for reading_too in [false, true] {
                 let mut options = OpenOptions::new();
                 options.read(reading_too).write(true).custom_flags(flags);
-                let errno = errno_of(options.open(s.join(name)));
-                assert_eq!(errno, libc::EPERM, "{name} {flags:o} {reading_too}");
+                let opened = options.open(s.join(name));
+                if flags & libc::O_TRUNC != 0 {
+                    assert_eq!(errno_of(opened), libc::EPERM, "{name} {flags:o} {reading_too}");
+                    continue;
+                }
+                for at in [0, end - 1, end + 1, 1i64 << 40] {
+                    let file = options.open(s.join(name)).unwrap();
+                    if at >= 0 && at != end {
+                        let written = file.write_at(b"x\n", at as u64);
+                        assert_eq!(errno_of(written), libc::EPERM, "{name} {flags:o} {at}");
+                    }
+                }
             }
         }
     }

@@ -6,6 +6,7 @@
 
 mod crash;
 mod device;
+mod dropping;
 mod failing;
 mod full;
 mod machine;

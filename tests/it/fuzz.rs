@@ -94,23 +94,23 @@ fn replay(target: &str) {
 }
 
 #[test]
-fn any_bytes_are_a_frame_or_not() {
-    replay("frame");
+fn any_bytes_are_a_head_a_block_or_neither() {
+    replay("page");
 }
 
 #[test]
-fn any_log_and_index_are_recovered() {
-    replay("log");
+fn any_log_is_recovered_as_the_model_says() {
+    replay("walk");
 }
 
 #[test]
-fn any_facts_are_decided_as_the_table_says() {
-    replay("recover");
-}
-
-#[test]
-fn any_pieces_of_a_batch_are_the_same_events() {
+fn any_pieces_of_a_batch_are_the_same_blocks_and_events() {
     replay("batch");
+}
+
+#[test]
+fn any_log_and_index_are_read_as_far_as_they_are_intact() {
+    replay("log");
 }
 
 #[test]

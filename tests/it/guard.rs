@@ -1,6 +1,6 @@
 //! Guarded appends: whoever commits index N first has it, everybody else is told so.
 
-use crate::commit::{batches, put, python};
+use crate::commit::{batches, put, python, small, too_much};
 use crate::harness::*;
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
@@ -16,7 +16,10 @@ fn ask(path: &Path) -> io::Result<File> {
 /// Runs a contest for index 1 through `from/1` and through `at/1`; what is there in the end is
 /// "first" and "winner", whatever the losers tried.
 fn contest(run: fn(stream: &Path, one: &Path)) {
-    let m = Mnt::new();
+    contest_on(&Mnt::new(), run);
+}
+
+fn contest_on(m: &Mnt, run: fn(stream: &Path, one: &Path)) {
     for way in ["from", "at"] {
         let s = m.stream(way);
         append(s.join("events"), "first\n");
@@ -147,11 +150,12 @@ fn a_loser_looks_again_and_retries() {
 }
 
 #[test]
-fn a_batch_above_the_limit_takes_no_index() {
-    contest(|_, one| {
+fn a_batch_without_room_takes_no_index() {
+    let (_disk, m) = small();
+    contest_on(&m, |_, one| {
         let mut huge = ask(one).unwrap();
-        assert_eq!(errno_of(huge.write_all(&vec![b'x'; (16 << 20) + 1])), libc::EMSGSIZE);
-        assert_eq!(errno_of(close(huge)), libc::EMSGSIZE);
+        assert_eq!(errno_of(huge.write_all(&too_much())), libc::ENOSPC);
+        assert_eq!(errno_of(close(huge)), libc::ENOSPC);
         append(one.parent().unwrap().with_file_name("from/1"), "winner\n");
     });
 }

@@ -57,6 +57,11 @@ impl Mnt {
         Mnt::start(Some(store), args, &[])
     }
 
+    /// An existing store, mounted by a daemon with these variables in its environment.
+    pub fn on_in_env(store: &Path, env: &[(&'static str, PathBuf)]) -> Mnt {
+        Mnt::start(Some(store), &[], env)
+    }
+
     fn start(store: Option<&Path>, args: &[&str], env: &[(&'static str, PathBuf)]) -> Mnt {
         let base = public_dir();
         let root = base.path().canonicalize().unwrap();

@@ -1,6 +1,7 @@
 //! Other users: who may read and append; daemons that are not root's; user namespaces. And backups.
 
 use crate::harness::*;
+use crate::manual::block;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::Path;
@@ -295,20 +296,11 @@ fn a_user_namespace_has_its_own_mount() {
 
 // ---- backup ----------------------------------------------------------------------------------
 
-/// The block of the README's section on backups that holds these words.
-fn recipe(words: &str) -> String {
-    let readme = include_str!("../../README.md");
-    let (_, section) = readme.split_once("### Backup\n").unwrap();
-    let section = section.split("\n## ").next().unwrap();
-    let mut blocks = section.split("\n\n").filter(|block| block.starts_with("    "));
-    blocks.find(|block| block.contains(words)).expect(words).into()
-}
-
 /// Appends to three streams without a pause, copies the store three times while that goes on, and
 /// opens each copy: what was acknowledged before it began is there, and nothing but what came after.
 fn copied_under_load(disk: &Path, before_each: &str, words: &str) {
     let (store, copy) = (disk.join("store"), disk.join("copy"));
-    let script = recipe(words).replace("/srv/events", store.to_str().unwrap());
+    let script = block(8, words).replace("/srv/events", store.to_str().unwrap());
     let script = script.replace("/backup/events", copy.to_str().unwrap());
     let script = format!("set -e; {before_each}\n{script}");
     let m = Mnt::on(&store, &[]);
@@ -399,13 +391,39 @@ fn a_live_store_is_copied_by_snapshot_and_by_reference() {
     copied_under_load(&disk.path(), "mkdir -p copy", "reflink");
 }
 
+/// A copy by reference that is slow: commits come between its log and its index.
+#[test]
+fn a_copy_by_reference_has_no_log_older_than_its_index() {
+    const SLOW: &str = r#"#!/bin/sh
+        case "$*" in
+            *"/store/. "*)
+                cd store && mkdir -p ../copy/s && /bin/cp -a .smolstore ../copy && /bin/cp -a s/log ../copy/s &&
+                    echo between >> ../mnt/s/events && exec /bin/cp -a s/index ../copy/s ;;
+            *) shift 2; exec /bin/cp -a "$@" ;;
+        esac"#;
+    let m = Mnt::new();
+    append(m.stream("s").join("events"), "before\n");
+    let root = m.path().parent().unwrap();
+    fs::create_dir(root.join("slow")).unwrap();
+    fs::write(root.join("slow/cp"), SLOW).unwrap();
+    fs::set_permissions(root.join("slow/cp"), Permissions::from_mode(0o755)).unwrap();
+    let (store, copy) = (m.store(), root.join("copy"));
+    let script = block(8, "reflink").replace("/srv/events", store.to_str().unwrap());
+    let script = script.replace("/backup/events", copy.to_str().unwrap());
+    ok(&sh("bash", &format!("set -e; PATH=$PWD/slow:$PATH\n{script}"), root));
+    ok(&smolstore([Path::new("check"), &copy]).output().unwrap());
+    let copied = Mnt::on(&copy, &[]);
+    assert_eq!(read(copied.path().join("s/events")), b"before\nbetween\n");
+    append(copied.path().join("s/from/2"), "after\n");
+}
+
 #[test]
 fn rsync_sees_what_came_within_a_second_in_a_log_of_the_same_size() {
     let dir = public_dir();
     let (store, copy) = (dir.path().join("store"), dir.path().join("copy"));
     fs::create_dir(&store).unwrap();
     fs::create_dir(&copy).unwrap();
-    let script = recipe("rsync").replace("/srv/events", store.to_str().unwrap());
+    let script = block(8, "rsync").replace("/srv/events", store.to_str().unwrap());
     let script = script.replace("/backup/events", copy.to_str().unwrap());
     let m = Mnt::on(&store, &[]);
     let s = m.stream("s");

@@ -332,12 +332,13 @@ const WRITES: &[(&str, Way)] = &[
     }),
     ("fallocate", |fd, _| unsafe { libc::fallocate(fd, 0, 0, 100).into() }),
     ("ftruncate", |fd, _| unsafe { libc::ftruncate(fd, 5).into() }),
-    ("of 2 GiB", |fd, _| unsafe {
+    ("of 2 GiB, of which 16 MiB are there", |fd, _| unsafe {
         let (how, len) = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE, 1 << 31);
-        let zeros = libc::mmap(null_mut(), len, libc::PROT_READ, how, -1, 0);
+        let zeros = libc::mmap(null_mut(), len, libc::PROT_NONE, how, -1, 0);
+        assert_eq!(libc::mprotect(zeros, 16 << 20, libc::PROT_READ), 0);
         let written = libc::write(fd, zeros, len) as i64;
         assert!(zeros != libc::MAP_FAILED && libc::munmap(zeros, len) == 0);
-        assert!(written <= 16 << 20, "{written}: an event is not that long");
+        assert!(written <= 16 << 20, "{written}: there is no more");
         written
     }),
 ];
@@ -349,6 +350,7 @@ fn what_a_strange_write_says_it_wrote_is_there_and_nothing_else() {
     let m = Mnt::new();
     let mut bystander = Bystander::new(&m);
     let bytes = "0123456789abcde\n".repeat(100).into_bytes();
+    let zeros = vec![0; 16 << 20];
     for file in ["events", "lines", "from/next", "new", "at/next"] {
         let mut taken = 0;
         for (turn, (name, write)) in WRITES.iter().enumerate() {
@@ -368,7 +370,8 @@ fn what_a_strange_write_says_it_wrote_is_there_and_nothing_else() {
                 (Ok(len), Ok(())) => usize::try_from(*len).unwrap(),
                 _ => 0,
             };
-            let mut all = bytes[..len].to_vec();
+            let written = if name.starts_with("of 2 GiB") { &zeros } else { &bytes };
+            let mut all = written[..len].to_vec();
             if !all.is_empty() && (one || !all.ends_with(b"\n")) {
                 all.push(b'\n');
             }
@@ -859,7 +862,10 @@ fn processes_that_open_and_close_and_fork_without_end() {
         let line = |line: &str| line.split(' ').filter(|n| n.parse::<u32>().is_ok()).count() == 2;
         assert!(all.lines().all(line), "{name:?}: {all}");
     }
-    assert_eq!(m.log(), "");
+    // Half of them were killed with something pending, which is all that is said.
+    let log = m.log();
+    let mut lines = log.lines();
+    assert!(lines.all(|line| line.contains("died by signal 9 before it committed")), "{log}");
     assert!(m.open_files() < 200, "{} files", m.open_files());
 }
 

@@ -4,6 +4,7 @@ use crate::harness::{
     Mnt, append, appender, close, errno_of, eventually, names, ok, public_dir, read, sh, smolstore,
     text, try_append, unmount,
 };
+use crate::manual::block;
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::MetadataExt;
@@ -40,8 +41,12 @@ fn the_status_counts_what_was_done() {
     assert_eq!(value(root, "smolstore_events_total"), 4.0);
     assert_eq!(value(root, "smolstore_bytes_total"), 9.0);
     assert_eq!(value(root, "smolstore_errors_total"), 0.0);
-    let long = try_append(s.join("events"), vec![b'x'; (16 << 20) + 1]);
-    assert_eq!(errno_of(long), libc::EMSGSIZE);
+    // Somebody has taken its files away.
+    let gone = mnt.stream("gone");
+    let mut batch = appender(gone.join("events")).unwrap();
+    batch.write_all(b"late\n").unwrap();
+    fs::remove_dir_all(mnt.store().join("gone")).unwrap();
+    assert_eq!(errno_of(close(batch)), libc::ENOENT);
     assert_eq!(value(root, "smolstore_errors_total"), 1.0);
     let quantiles = ["0.5", "0.99", "1"]
         .map(|share| value(root, &format!("smolstore_commit_seconds{{quantile=\"{share}\"}}")));
@@ -72,7 +77,7 @@ fn the_status_is_a_file_like_any_other() {
     let script = "exec 3< .status; mkdir s; while IFS= read -r line; do echo x >> s/events; \
                   echo \"$line\"; done <&3 | grep -c '^smolstore_[a-z_]*total *0$'";
     for shell in ["bash", "dash", "busybox sh"] {
-        assert_eq!(ok(&sh(shell, script, root)), "6\n", "{shell}");
+        assert_eq!(ok(&sh(shell, script, root)), "10\n", "{shell}");
         sh("bash", "mv s s$RANDOM$RANDOM", root);
         mnt.restart();
     }
@@ -87,19 +92,16 @@ fn the_status_is_a_file_like_any_other() {
 fn the_status_is_what_prometheus_reads() {
     let mnt = Mnt::new();
     append(mnt.stream("s").join("events"), "event\n");
-    // The README's lines for the textfile collector.
-    let block =
-        include_str!("../../README.md").split("\n\n").find(|b| b.contains("smolstore.prom"));
     let dir = public_dir();
     let place = dir.path().to_str().unwrap();
-    let script = block.unwrap().replace("/var/lib/prometheus/node-exporter", place);
+    let script = block(8, "smolstore.prom").replace("/var/lib/prometheus/node-exporter", place);
     ok(&sh("sh", &script.replace("MOUNTPOINT", mnt.path().to_str().unwrap()), dir.path()));
     assert_eq!(names(dir.path()), ["smolstore.prom"]);
     // Each value follows a line that says what it is, and one of its type.
     let script = r##"awk '/^# HELP [a-z_]+ ./ { name = $3; next } $0 ~ "^# TYPE " name " (counter|gauge|summary)$" { next }
-        $1 ~ "^" name "({[a-z]+=\"[^\"]+\"})?$" && $2 ~ /^[0-9.]+$/ && NF == 2 { n++; next }
+        $1 ~ "^" name "(_sum|_count)?({[a-z]+=\"[^\"]+\"})?$" && $2 ~ /^[0-9.]+$/ && NF == 2 { n++; next }
         { print; exit } END { print n }' smolstore.prom"##;
-    assert_eq!(ok(&sh("sh", script, dir.path())), "13\n");
+    assert_eq!(ok(&sh("sh", script, dir.path())), "19\n");
 }
 
 #[test]

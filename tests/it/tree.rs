@@ -44,7 +44,7 @@ fn ls_shows_streams_their_files_and_the_named_links() {
     assert_eq!(shown(m.path()), ["s", "t"]);
     for events in ["", "one\ntwo\n"] {
         append(s.join("events"), events);
-        assert_eq!(shown(&s), ["at", "count", "events", "from", "lines", "new"]);
+        assert_eq!(shown(&s), ["at", "count", "events", "first", "from", "lines", "new"]);
         assert_eq!(shown(&s.join("from")), LINKS);
         assert_eq!(shown(&s.join("at")), LINKS);
     }
@@ -403,7 +403,10 @@ fn ordinary_tools_work() {
     let run = |script: &str| ok(&sh("bash", &format!("set -e; {script}"), m.path()));
     assert_eq!(run("touch s/events; cat s/count"), "1000\n");
     assert_eq!(run("stat -c '%F %s' s/events"), "regular file 4000\n");
-    assert_eq!(run("find . -type f | sort"), "./s/count\n./s/events\n./s/lines\n./s/new\n");
+    assert_eq!(
+        run("find . -type f | sort"),
+        "./s/count\n./s/events\n./s/first\n./s/lines\n./s/new\n"
+    );
     let found = run("find . -mindepth 1 | grep -v s/follow | sort");
     let want = [
         "s",
@@ -413,6 +416,7 @@ fn ordinary_tools_work() {
         "s/at/next",
         "s/count",
         "s/events",
+        "s/first",
         "s/from",
     ];
     let rest = ["s/from/beginning", "s/from/newest", "s/from/next", "s/lines", "s/new"];

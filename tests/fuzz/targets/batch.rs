@@ -1,22 +1,30 @@
-//! Bytes of a writer -> events, whatever pieces they come in.
+//! Bytes of a writer -> events -> blocks, whatever pieces they come in.
 
-use super::Input;
 use super::memory::Memory;
-use smolstore::batch::{Shape, Tally, TooLong};
-use smolstore::frame::MAX_EVENT;
+use super::page::place;
+use super::script::{Part, SEED, lay};
+use super::{Input, model};
+use smolstore::batch::{Blocks, Shape, Tally};
+use smolstore::page::room;
+use smolstore::stream::{Batch, Stream};
+use smolstore::walk::Tip;
+use std::collections::BTreeMap;
+use std::sync::{Arc, mpsc};
 
 /// The bytes of a batch, and where they are cut into writes.
 struct Written {
+    shape: Shape,
     bytes: Vec<u8>,
     cuts: Vec<usize>,
 }
 
 impl Written {
-    /// A piece is what a byte says: some bytes of the input, or one of them many times.
-    fn of(input: &mut Input<'_>) -> Written {
+    /// A piece is what a byte says: some bytes of the input, or one of them many times; 0 ends it.
+    fn of(shape: Shape, input: &mut Input<'_>) -> Written {
         let (mut bytes, mut cuts) = (Vec::new(), vec![0]);
         while !input.is_empty() && bytes.len() < 1 << 20 {
             match input.byte() {
+                0 => break,
                 // More than is kept in memory; of one line.
                 0xff => bytes.resize(bytes.len() + (256 << 10) - 128 + input.below(256), b'x'),
                 long @ 0xf0.. => bytes.resize(bytes.len() + usize::from(long) * 16, input.byte()),
@@ -24,11 +32,35 @@ impl Written {
             }
             cuts.push(bytes.len());
         }
-        Written { bytes, cuts }
+        Written { shape, bytes, cuts }
     }
 
     fn pieces(&self) -> impl Iterator<Item = &[u8]> {
         self.cuts.windows(2).map(|cut| &self.bytes[cut[0]..cut[1]])
+    }
+
+    fn events(&self) -> Vec<&[u8]> {
+        match self.shape {
+            Shape::Lines => lines(&self.bytes).0,
+            Shape::One => Vec::from_iter(Some(&self.bytes[..]).filter(|bytes| !bytes.is_empty())),
+        }
+    }
+
+    fn tally(&self) {
+        let (mut tally, mut done) = (Tally::default(), 0);
+        for piece in self.pieces() {
+            tally.push(self.shape, piece);
+            done += piece.len();
+            assert_eq!(tally, tally_of(self.shape, &self.bytes[..done]));
+            assert_eq!(tally.torn(), tally.len - tally.complete);
+            assert_eq!(tally.all_events(), tally.events + u64::from(tally.torn() > 0));
+        }
+    }
+
+    fn batch(&self, stream: &Arc<Stream<Memory>>) -> Batch<Memory> {
+        let mut batch = stream.batch(self.shape);
+        assert!(self.pieces().all(|piece| batch.push(piece) == Ok(())));
+        batch
     }
 }
 
@@ -39,142 +71,159 @@ fn lines(bytes: &[u8]) -> (Vec<&[u8]>, bool) {
     (lines, torn)
 }
 
-/// However the bytes are cut, the events, the tally and the refusals are the same.
+fn tally_of(shape: Shape, bytes: &[u8]) -> Tally {
+    let len = bytes.len() as u64;
+    if shape == Shape::One {
+        return Tally { len, ..Tally::default() };
+    }
+    let (lines, torn) = lines(bytes);
+    let last = if torn { lines[lines.len() - 1].len() as u64 } else { 0 };
+    Tally { len, complete: len - last, events: (lines.len() - usize::from(torn)) as u64 }
+}
+
+/// However the bytes are cut, tally, blocks and events are the same.
 pub fn run(bytes: &[u8]) {
     let mut input = Input(bytes);
     let how = input.byte();
-    if how % 4 == 3 {
-        return sized(&mut input);
+    let mut all = Vec::new();
+    while !input.is_empty() && all.len() < 8 {
+        let shape = if input.byte() % 4 == 0 { Shape::One } else { Shape::Lines };
+        all.push(Written::of(shape, &mut input));
     }
-    let written = Written::of(&mut input);
-    let shape = if how % 4 == 2 { Shape::One } else { Shape::Lines };
-    if written.bytes.len() < 1 << 14 {
-        tallies(shape, &written, 0);
-        tallies(shape, &written, MAX_EVENT - usize::from(how));
-        splits(&written.bytes, how);
+    if all.iter().map(|written| written.bytes.len()).sum::<usize>() < 1 << 15 {
+        all.iter().for_each(Written::tally);
+        blocks(&all, how);
     }
-    commits(shape, &written, how);
+    match how % 3 {
+        0 => single(&all),
+        1 => grouped(&all),
+        _ => torn(&all),
+    }
 }
 
-/// The tally of the bytes so far, behind `before` bytes of the first line.
-fn tally_of(shape: Shape, before: usize, bytes: &[u8]) -> Result<Tally, TooLong> {
-    let (mut lens, torn) = match shape {
-        Shape::Lines => {
-            let (lines, torn) = lines(bytes);
-            (lines.iter().map(|line| line.len()).collect(), torn)
-        }
-        _ => (vec![bytes.len(); usize::from(!bytes.is_empty())], !bytes.is_empty()),
+/// They are what the format says, in the order in which they are taken, and no more than was
+/// reserved for them.
+fn blocks(all: &[Written], how: u8) {
+    let mut all: Vec<&Written> = all.iter().filter(|written| !written.bytes.is_empty()).collect();
+    all.truncate(1 + usize::from(how) % 8);
+    if all.is_empty() {
+        return;
+    }
+    let end = 40 + u64::from(how) * 33;
+    let tip = Tip { end, crc: 7, count: 3, view: 9, time: 5, ..Tip::default() };
+    let mut blocks = Blocks::new(SEED, &tip, 6);
+    let (mut log, mut entries) = (BTreeMap::new(), BTreeMap::new());
+    let mut take = |blocks: &mut Blocks| {
+        let (at, bytes) = blocks.take();
+        log.extend(bytes.into_iter().enumerate().map(|(i, byte)| (at + i as u64, byte)));
+        let (at, bytes) = blocks.take_entries().unwrap_or_default();
+        entries.extend(bytes.into_iter().enumerate().map(|(i, byte)| (at + i as u64, byte)));
     };
-    if lens.is_empty() {
-        lens.push(0);
-    }
-    lens[0] += before;
-    if lens.iter().any(|len| *len > MAX_EVENT) {
-        return Err(TooLong);
-    }
-    let all = before + bytes.len();
-    let torn = torn || bytes.is_empty();
-    let last = if torn { lens[lens.len() - 1] } else { 0 };
-    Ok(Tally {
-        len: all as u64,
-        complete: (all - last) as u64,
-        events: (lens.len() - usize::from(torn)) as u64,
-    })
-}
-
-/// Piece by piece, also behind a line that is already nearly as long as one may be.
-fn tallies(shape: Shape, written: &Written, before: usize) {
-    let mut tally = Tally { len: before as u64, ..Tally::default() };
-    let mut whole = tally;
-    let mut done = 0;
-    for piece in written.pieces() {
-        let unchanged = tally;
-        let pushed = tally.push(shape, piece);
-        done += piece.len();
-        match tally_of(shape, before, &written.bytes[..done]) {
-            Err(TooLong) => {
-                assert_eq!((pushed, tally), (Err(TooLong), unchanged));
-                break;
+    for (n, written) in all.iter().enumerate() {
+        for (i, piece) in written.pieces().enumerate() {
+            blocks.push(written.shape, piece);
+            if how >> (i % 8) & 1 == 1 {
+                take(&mut blocks);
             }
-            Ok(expected) => assert_eq!((pushed, tally), (Ok(()), expected)),
         }
-        assert_eq!(tally.torn(), tally.len - tally.complete);
-        assert_eq!(tally.all_events(), tally.events + u64::from(tally.torn() > 0));
-        assert!(tally.log_bytes() >= tally.len + 16 * tally.all_events());
+        // Twice where it changes nothing.
+        (0..1 + n % 2).filter(|i| *i == 0 || written.shape == Shape::Lines).for_each(|_| {
+            blocks.end(written.shape);
+        });
     }
-    let expected = tally_of(shape, before, &written.bytes);
-    assert_eq!(whole.push(shape, &written.bytes).map(|()| whole), expected);
-}
+    let new = blocks.finish();
+    take(&mut blocks);
+    assert!(blocks.is_empty());
 
-/// Reading through a window that grows, as a batch in a file is read back, and as a whole.
-fn splits(bytes: &[u8], how: u8) {
-    let step = 1 + usize::from(how);
-    let (mut found, mut from, mut to) = (Vec::new(), 0, 0);
-    while from < bytes.len() {
-        match Shape::Lines.next(&bytes[from..to], to == bytes.len()) {
-            Some((event, used)) => {
-                found.push(event);
-                from += used;
-            }
-            None => to = (to + step).min(bytes.len()),
+    let part = |written: &&Written| Part {
+        raw: written.shape == Shape::One,
+        bytes: written.bytes.clone(),
+    };
+    let laid = lay(&tip, 6, &all.iter().map(part).collect::<Vec<_>>());
+    for (block, bytes) in &laid {
+        assert!((block.at..).zip(bytes).all(|(at, byte)| log.get(&at) == Some(byte)));
+        if block.at.is_multiple_of(4096) {
+            let entry = [block.index.to_le_bytes(), block.view.to_le_bytes()].concat();
+            let at = 16 + block.at / 4096 * 16;
+            assert!((at..).zip(entry).all(|(at, byte)| entries.remove(&at) == Some(byte)));
         }
     }
-    assert_eq!(found, lines(bytes).0);
-    assert_eq!(Shape::One.next(bytes, false), None);
-    assert_eq!(Shape::One.next(bytes, true), Some((bytes, bytes.len())));
+    assert!(entries.is_empty());
+    let (last, _) = laid.last().expect("there are events");
+    assert_eq!(new, model::behind(last));
+    assert_eq!(
+        (log.first_key_value().map(|first| *first.0), new.end),
+        (Some(place(end)), model::behind(last).end)
+    );
+    let bytes: usize = all.iter().map(|written| written.bytes.len() + 80).sum();
+    assert!(new.end - end <= room(bytes as u64));
 }
 
-/// The engine stores these events, in a batch or two.
-fn commits(shape: Shape, written: &Written, how: u8) {
+fn store() -> (smolstore::Store<Memory>, Arc<Stream<Memory>>) {
     let store = Memory::new(1).store(false);
     let stream = store.stream("s").unwrap();
-    let mut batch = stream.batch(shape);
-    for piece in written.pieces() {
-        assert_eq!(batch.push(piece), Ok(()));
-    }
-    let expected = match shape {
-        Shape::Lines => lines(&written.bytes).0,
-        _ => vec![&written.bytes[..]; usize::from(!written.bytes.is_empty())],
-    };
-    let torn = (how & 4 != 0).then(|| batch.split_torn().unwrap());
-    assert_eq!(stream.commit(batch, Some(0)), Ok(0));
-    let first = stream.count().unwrap();
-    if let Some(torn) = torn {
-        assert_eq!(stream.commit(torn, None), Ok(first));
-    }
+    (store, stream)
+}
+
+fn holds(stream: &Arc<Stream<Memory>>, expected: &[&[u8]]) {
     assert_eq!(stream.count(), Ok(expected.len() as u64));
-    for (event, expected) in stream.read(0).unwrap().zip(&expected) {
+    for (event, expected) in stream.read(0).unwrap().zip(expected) {
         assert_eq!(event.unwrap().bytes, *expected);
     }
 }
 
-/// Events with their lengths before them; what is not one whole event is none yet.
-fn sized(input: &mut Input<'_>) {
-    let any = input.0;
-    if let Some((event, used)) = Shape::Sized.next(any, true) {
-        let len = u32::from_le_bytes([any[0], any[1], any[2], any[3]]) as usize;
-        assert_eq!((event, used), (&any[4..4 + len], 4 + len));
-    } else {
-        assert!(
-            any.len() < 4
-                || any.len() - 4 < u32::from_le_bytes([any[0], any[1], any[2], any[3]]) as usize
-        );
+/// Batch by batch.
+fn single(all: &[Written]) {
+    let (_store, stream) = store();
+    let mut expected = Vec::new();
+    for written in all {
+        let batch = written.batch(&stream);
+        assert_eq!(stream.commit(batch, Some(expected.len() as u64)), Ok(expected.len() as u64));
+        expected.extend(written.events());
     }
-    let (mut events, mut bytes, mut tally) = (Vec::new(), Vec::new(), Tally::default());
-    while !input.is_empty() {
-        let event = input.bytes();
-        let one = [&(event.len() as u32).to_le_bytes()[..], event].concat();
-        assert_eq!(tally.push(Shape::Sized, &one), Ok(()));
-        bytes.extend(one);
-        events.push(event);
+    holds(&stream, &expected);
+}
+
+/// All that comes while one batch is committed shares the next commit.
+fn grouped(all: &[Written]) {
+    let (_store, stream) = store();
+    let (told, answers) = mpsc::channel();
+    let batches: Vec<_> = all.iter().map(|written| written.batch(&stream)).collect();
+    let (later, answer) = (stream.clone(), told.clone());
+    let first = Box::new(move |result| {
+        answer.send(result).unwrap();
+        for batch in batches {
+            let answer = answer.clone();
+            later.submit(batch, None, Box::new(move |result| answer.send(result).unwrap()));
+        }
+    });
+    drop(told);
+    let mut batch = stream.batch(Shape::Lines);
+    batch.push(b"first").unwrap();
+    stream.submit(batch, None, first);
+    let mut expected = vec![&b"first"[..]];
+    let mut places = vec![Ok(0)];
+    for written in all {
+        places.push(Ok(expected.len() as u64));
+        expected.extend(written.events());
     }
-    assert_eq!((tally.len, tally.complete), (bytes.len() as u64, bytes.len() as u64));
-    assert_eq!((tally.events, tally.all_events()), (events.len() as u64, events.len() as u64));
-    let mut rest = &bytes[..];
-    for event in events {
-        let (found, used) = Shape::Sized.next(rest, false).unwrap();
-        assert_eq!((found, used), (event, 4 + event.len()));
-        rest = &rest[used..];
+    assert_eq!(answers.iter().collect::<Vec<_>>(), places);
+    holds(&stream, &expected);
+}
+
+/// Complete lines first, what is behind them later.
+fn torn(all: &[Written]) {
+    let (_store, stream) = store();
+    let mut expected = Vec::new();
+    for written in all {
+        let mut batch = written.batch(&stream);
+        if written.shape == Shape::Lines {
+            let torn = batch.split_torn().unwrap();
+            assert_eq!(stream.commit(batch, None), Ok(expected.len() as u64));
+            batch = torn;
+        }
+        stream.commit(batch, None).unwrap();
+        expected.extend(written.events());
     }
-    assert!(rest.is_empty());
+    holds(&stream, &expected);
 }

@@ -32,8 +32,8 @@ pub(super) struct Inode {
 }
 
 /// The numbers of the files that have names.
-pub(super) const LOG: u64 = 11;
-pub(super) const INDEX: u64 = 12;
+const LOG: u64 = 11;
+const INDEX: u64 = 12;
 
 impl Memory {
     /// A store with these files, each by its name and the number it gets.
@@ -56,15 +56,6 @@ impl Memory {
     pub(super) fn get(&self, name: &str) -> Option<Vec<u8>> {
         let inode = self.state().files.get(&Path::new("s").join(name)).cloned();
         inode.map(|inode| inode.bytes.lock().unwrap().clone())
-    }
-
-    /// Another disk with the same files.
-    pub(super) fn copy(&self) -> Memory {
-        let copy = Memory::new(self.state().clock);
-        for name in ["log", "index"] {
-            self.get(name).into_iter().for_each(|bytes| copy.put(name, bytes));
-        }
-        copy
     }
 
     /// How many calls so far changed a file that has a name.
@@ -146,9 +137,19 @@ impl Disk for Memory {
         Ok(bytes.len())
     }
 
-    fn reserve(&self, file: &Inode, from: u64, to: u64, _: bool) -> io::Result<()> {
+    fn reserve(&self, file: &Inode, from: u64, filled: u64, to: u64) -> io::Result<()> {
         assert_eq!(from, file.bytes.lock().unwrap().len() as u64);
+        assert!(from <= filled && filled <= to);
         self.set_len(file, to)
+    }
+
+    fn punch(&self, file: &Inode, from: u64, to: u64) -> io::Result<()> {
+        self.change(file).lock().unwrap()[from as usize..to as usize].fill(0);
+        Ok(())
+    }
+
+    fn forget(&self, _: &Inode, _: u64) -> io::Result<()> {
+        Ok(())
     }
 
     fn set_len(&self, file: &Inode, len: u64) -> io::Result<()> {
@@ -158,10 +159,6 @@ impl Disk for Memory {
     }
 
     fn sync_data(&self, _: &Inode) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn sync_all(&self, _: &Inode) -> io::Result<()> {
         Ok(())
     }
 
@@ -176,6 +173,10 @@ impl Disk for Memory {
 
     fn lock(&self, _: &Inode, _: bool) -> io::Result<()> {
         Ok(())
+    }
+
+    fn try_lock(&self, _: &Inode) -> io::Result<bool> {
+        Ok(true)
     }
 
     fn unlock(&self, _: &Inode) -> io::Result<()> {
@@ -202,14 +203,6 @@ impl Disk for Memory {
         errno(libc::EPERM)
     }
 
-    fn replace(&self, path: &Path, _: &Inode) -> io::Result<Inode> {
-        let mut state = self.state();
-        state.changes += 1;
-        let inode = inode(path.file_name().unwrap().to_str().unwrap(), Vec::new());
-        state.files.insert(path.into(), inode.clone());
-        Ok(inode)
-    }
-
     fn rename(&self, _: &Path, _: &Path) -> io::Result<()> {
         errno(libc::EPERM)
     }
@@ -226,5 +219,9 @@ impl Disk for Memory {
         let mut state = self.state();
         state.clock += 1;
         state.clock
+    }
+
+    fn random(&self) -> io::Result<u64> {
+        Ok(self.state().calls)
     }
 }

@@ -5,21 +5,23 @@
 //! mistake would have to be made twice.
 
 pub mod batch;
-pub mod frame;
 pub mod log;
 mod memory;
-pub mod recover;
+mod model;
+pub mod page;
+mod script;
 pub mod tree;
+pub mod walk;
 
 /// A target.
 pub type Run = fn(&[u8]);
 
 /// All of them, by the names of their corpora.
 pub const TARGETS: [(&str, Run); 5] = [
-    ("frame", frame::run),
-    ("log", log::run),
-    ("recover", recover::run),
+    ("page", page::run),
+    ("walk", walk::run),
     ("batch", batch::run),
+    ("log", log::run),
     ("tree", tree::run),
 ];
 

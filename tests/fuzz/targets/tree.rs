@@ -1,11 +1,16 @@
 //! The mounted tree: any names and numbers, in any order, on a real store.
 
-use super::Input;
+use super::page::head;
+use super::script::{Part, SEED, lay};
+use super::{Input, model};
+use smolstore::attr::Attr;
 use smolstore::error::Result;
-use smolstore::frame::encode;
+use smolstore::node::Type;
 use smolstore::open::Open;
+use smolstore::page::Head;
 use smolstore::proc::Ending;
-use smolstore::tree::{Attr, Tree, Type};
+use smolstore::tree::Tree;
+use smolstore::walk::Tip;
 use smolstore::{Error, Store};
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -122,6 +127,8 @@ enum Place {
     Follow(usize, usize),
     New(usize),
     Count(usize),
+    /// Nothing is dropped here.
+    First(usize),
     /// Leads to an index as of now.
     Link(usize, usize),
     /// What the daemon tells of itself.
@@ -164,7 +171,7 @@ fn nanos(time: SystemTime) -> u64 {
 fn read(file: &Arc<Open>, offset: u64, size: usize) -> Result<Vec<u8>> {
     let (answer, answered) = mpsc::channel();
     let answer = Box::new(move |read| answer.send(read).unwrap());
-    file.read_on(offset, size, None, answer);
+    file.reader.read_on(offset, size, None, answer);
     match answered.recv().unwrap() {
         Err(Error::Again) => Ok(Vec::new()),
         read => read,
@@ -181,8 +188,9 @@ impl World {
         let base = Path::new("/dev/shm");
         let dir = if base.is_dir() { TempDir::new_in(base) } else { TempDir::new() };
         let dir = dir.unwrap();
-        let (mut log, mut model, mut time) = (Vec::new(), Model::default(), 0);
-        for n in 0..input.below(5) {
+        let (mut log, mut tip) = (head(&Head { seed: SEED, ..Head::default() }), Tip::default());
+        let (mut model, mut time) = (Model::default(), 0);
+        for _ in 0..input.below(5) {
             let step = u64::from(input.byte());
             time += match step % 4 {
                 0 => 1 + step,
@@ -191,7 +199,10 @@ impl World {
                 _ => 1 + (input.u64() >> 4),
             };
             let event = input.take(step as usize % 9);
-            encode(&mut log, n as u64, time, true, true, event);
+            for (block, bytes) in lay(&tip, time, &[Part { raw: true, bytes: event.to_vec() }]) {
+                log.extend(bytes);
+                tip = model::behind(&block);
+            }
             model.events.push((event.to_vec(), time));
         }
         let store = Store::open(dir.path(), false).unwrap();
@@ -300,6 +311,7 @@ impl World {
                 b"events" | b"lines" => Some(Place::Lines(id, 0)),
                 b"new" => Some(Place::New(id)),
                 b"count" => Some(Place::Count(id)),
+                b"first" => Some(Place::First(id)),
                 b"from" => Some(Place::Views(id, View::From)),
                 b"at" => Some(Place::Views(id, View::At)),
                 b"follow" => Some(Place::Views(id, View::Follow)),
@@ -377,6 +389,7 @@ impl World {
             Place::Follow(..) => (Type::File, Some(1)),
             Place::New(_) => (Type::File, Some(0)),
             Place::Count(id) => (Type::File, Some(self.model(id).count().to_string().len() + 1)),
+            Place::First(_) => (Type::File, Some(2)),
             Place::Link(_, to) => (Type::Link, Some(to.to_string().len())),
         };
         assert_eq!(attr.node.file_type(), kind, "{place:?}");
@@ -392,6 +405,7 @@ impl World {
             Place::Lines(id, from) | Place::Follow(id, from) => self.model(id).view(from),
             Place::At(id, n) => self.model(id).events[n].0.clone(),
             Place::Count(id) => format!("{}\n", self.model(id).count()).into(),
+            Place::First(_) => b"0\n".to_vec(),
             Place::New(_) => Vec::new(),
             Place::Status => {
                 let handle = self.tree.open(number, libc::O_RDONLY).unwrap();
@@ -410,7 +424,11 @@ impl World {
         let handle = self.tree.open(number, libc::O_RDONLY).unwrap();
         let file = self.tree.file(handle).unwrap();
         assert_eq!(read(&file, 0, bytes.len() + 10).unwrap(), bytes);
-        let (from, len) = (usize::from(input.byte()), usize::from(input.byte()));
+        let (mut from, len) = (usize::from(input.byte()), usize::from(input.byte()));
+        if let Place::Follow(..) = place {
+            // It goes on where it was.
+            from = bytes.len();
+        }
         let part = bytes.iter().skip(from).take(len).copied();
         assert!(read(&file, from as u64, len).unwrap().into_iter().eq(part));
         self.tree.release(handle).unwrap();
@@ -574,13 +592,13 @@ impl World {
             Box::new(move |result: Result<()>| done.send(result).unwrap())
         };
         let mut bytes = Vec::new();
-        for _ in 0..input.below(4) {
+        for n in 0..input.below(4) {
             let piece = input.bytes();
-            file.write(7, bytes.len() as u64, piece, done());
+            file.writer.write(7, (n as u64, bytes.len() as u64), piece, done());
             assert_eq!(answers.recv(), Ok(Ok(())));
             bytes.extend(piece);
         }
-        file.flush(7, || Ending::Closed, done());
+        assert_eq!(file.writer.flush(7, || Ending::Closed, done()), None);
         assert_eq!(answers.recv(), Ok(Ok(())));
         self.tree.release(handle).unwrap();
         bytes
@@ -644,18 +662,20 @@ impl World {
         let mut expected: Vec<&[u8]> = match place {
             Place::Root => self.streams.keys().map(Vec::as_slice).collect(),
             Place::Stream(_) => {
-                vec![b"events", b"lines", b"new", b"count", b"from", b"at", b"follow"]
+                vec![b"events", b"lines", b"new", b"count", b"first", b"from", b"at", b"follow"]
             }
+            Place::Views(_, View::Follow) => Vec::new(),
             Place::Views(..) => vec![b"beginning", b"newest", b"next"],
             _ => Vec::new(),
         };
-        let file = expected.is_empty() && place != Place::Root;
+        let file =
+            expected.is_empty() && !matches!(place, Place::Root | Place::Views(_, View::Follow));
         expected.extend([&b"."[..], b".."]);
         let handle = self.tree.opendir(number).unwrap();
         let listed = self.tree.entries(handle, true);
         if !file {
             let listed = listed.unwrap();
-            let mut names: Vec<&[u8]> = listed.iter().map(|entry| entry.1.as_bytes()).collect();
+            let mut names: Vec<&[u8]> = listed.iter().map(|entry| entry.2.as_bytes()).collect();
             names.sort_unstable();
             expected.sort_unstable();
             assert_eq!(names, expected);
@@ -687,7 +707,9 @@ impl World {
         if let Ok((_, handle)) = self.tree.create(number, name, libc::O_WRONLY) {
             self.tree.release(handle).unwrap();
         }
-        drop(self.tree.change(number, None, None, None, Some(input.u64())));
+        drop(self.tree.truncate(number, Some(input.u64()), input.u64()));
+        drop(self.tree.truncate(number, None, input.u64()));
+        drop(self.tree.change(number, None, None, None));
         let handle = self.tree.opendir(number);
         drop(handle.and_then(|handle| self.tree.entries(handle, input.byte() & 1 == 0)));
         drop(self.tree.lookup(number, name));
@@ -719,9 +741,11 @@ impl Place {
             Place::Stream(id) | Place::Views(id, _) | Place::Lines(id, _) | Place::At(id, _) => {
                 Some(id)
             }
-            Place::Follow(id, _) | Place::New(id) | Place::Count(id) | Place::Link(id, _) => {
-                Some(id)
-            }
+            Place::Follow(id, _)
+            | Place::New(id)
+            | Place::Count(id)
+            | Place::First(id)
+            | Place::Link(id, _) => Some(id),
         }
     }
 }

@@ -8,12 +8,13 @@ use smolstore::{Error, Event};
 pub(super) struct Attempt {
     pub(super) events: Vec<Vec<u8>>,
     pub(super) guard: Option<u64>,
+    /// The first of those that may share a commit with it.
+    pub(super) group: u64,
     /// Disk calls before and behind it.
     pub(super) began: u64,
     pub(super) ended: u64,
     /// The stream it was meant for, when names had changed so often; 0 when it may be another.
     pub(super) meant: u64,
-    pub(super) moves: u64,
     /// The stream that has it, once that is certain.
     pub(super) home: Option<u64>,
     /// It was acknowledged or seen here, and must stay.
@@ -34,17 +35,6 @@ pub(super) struct Model {
     pub(super) attempts: BTreeMap<u64, Attempt>,
     /// There were at least so many events in a stream, durably.
     floors: BTreeMap<u64, u64>,
-}
-
-/// What it is worth that a reader sees something.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Sight {
-    /// It must stay.
-    Durable,
-    /// It is all there is, and may go.
-    Whole,
-    /// There may be more.
-    Late,
 }
 
 /// The number of the attempt that an event names, if it does.
@@ -129,40 +119,33 @@ impl Model {
         }
     }
 
-    /// A stream has no more than so many events, whatever was acknowledged.
-    pub(super) fn give_up(&mut self, stream: u64, count: u64) {
-        for attempt in self.attempts.values_mut() {
-            if attempt.home == Some(stream) && attempt.place.is_some_and(|place| place >= count) {
-                (attempt.home, attempt.place, attempt.refused) = (None, None, true);
-            }
-        }
-        self.floors.insert(stream, count);
-    }
-
-    /// Compares what a stream holds with what it must.
+    /// Compares what a stream holds with what it must. What is seen must stay. `least`: while another
+    /// engine is at work, so many events.
     pub(super) fn compare(
         &mut self,
         stream: u64,
         all: &[Event],
-        sight: Sight,
+        least: Option<u64>,
     ) -> Result<(), String> {
-        let (mut at, mut began, mut time, mut placed) = (0, 0, 0, 0);
+        let (mut at, mut began, mut time, mut group, mut placed) = (0, 0, 0, 0, 0);
         while at < all.len() {
             let first = &all[at];
-            let same = |event: &&Event| event.time == first.time;
-            let batch = &all[at..at + all[at..].iter().take_while(same).count()];
             let Some(attempt) = id_of(first).and_then(|id| self.attempts.get_mut(&id)) else {
                 return Err(format!("event {at}: nobody wrote this batch"));
             };
+            let batch = &all[at..all.len().min(at + attempt.events.len())];
             let (place, home) = (attempt.place, attempt.home);
+            let same = |event: &Event| event.time == first.time;
             let wrong: Vec<_> = [
                 (!attempt.events.iter().eq(batch.iter().map(|e| &e.bytes)), "is not whole"),
+                (!batch.iter().all(same), "has not one time"),
                 (attempt.refused, "was refused"),
                 (place.is_some_and(|place| place != at as u64), "moved"),
                 (home.is_some_and(|home| home != stream), "is another stream's"),
                 (attempt.guard.is_some_and(|guard| guard != at as u64), "was guarded"),
                 (attempt.ended < began, "is out of order"),
-                (first.time <= time, "is not later"),
+                (first.time < time, "is earlier"),
+                (first.time == time && attempt.group != group, "is not later"),
             ]
             .into_iter()
             .filter_map(|(wrong, what)| wrong.then_some(what))
@@ -171,27 +154,21 @@ impl Model {
                 let mark = String::from_utf8_lossy(&first.bytes[..8]).into_owned();
                 return Err(format!("event {at}: batch {mark} {}", wrong.join(", ")));
             }
-            if sight == Sight::Durable {
-                (attempt.place, attempt.home) = (Some(at as u64), Some(stream));
-            }
-            placed += u64::from(attempt.place.is_some() && attempt.home.is_some());
-            (began, time) = (attempt.began, first.time);
+            (attempt.place, attempt.home) = (Some(at as u64), Some(stream));
+            placed += 1;
+            (began, time, group) = (attempt.began, first.time, attempt.group);
             at += batch.len();
-        }
-        if sight == Sight::Late {
-            return Ok(());
         }
         let here = |a: &&Attempt| a.home == Some(stream) && a.place.is_some();
         let (known, count) = (self.attempts.values().filter(here).count(), all.len());
-        if known as u64 != placed || (count as u64) < self.floor(stream) {
+        let all = known as u64 == placed && count as u64 >= self.floor(stream);
+        if !least.map_or(all, |least| count as u64 >= least) {
             let floor = self.floor(stream);
             return Err(format!(
                 "{placed} of {known} batches are there, and {count} of {floor} events"
             ));
         }
-        if sight == Sight::Durable {
-            self.raise(stream, count as u64);
-        }
+        self.raise(stream, count as u64);
         Ok(())
     }
 

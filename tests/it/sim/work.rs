@@ -5,16 +5,16 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use smolstore::batch::Shape;
-use smolstore::commit::Batch;
-use smolstore::{Error, Event, frame};
+use smolstore::stream::Batch;
+use smolstore::walk::Tip;
+use smolstore::{Error, Event};
 
-use super::disk::{ENGINES, Hook, READER, Rng, SimDisk, lock};
-use super::model::{Attempt, Sight, mark};
+use super::disk::{Hook, READER, Rng, SimDisk, lock};
+use super::forge;
+use super::model::{Attempt, mark};
 use super::{Engine, Sim, Stream};
 
 const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
-/// Bytes of a frame that are not the event's.
-const OVERHEAD: usize = frame::OVERHEAD as usize;
 
 /// A batch that is ready to be committed.
 struct Job {
@@ -55,7 +55,7 @@ impl Sim {
             0..=55 => self.append(engine, &store, name),
             56..=62 => self.abandon(engine, &store, name),
             63..=73 => self.read(engine, &store, name),
-            74..=82 => self.check(engine, &store, name, Sight::Durable),
+            74..=82 => self.check(engine, &store, name),
             83..=86 if !nested => {
                 self.note(format!("  {engine} reopens"));
                 drop(store);
@@ -71,15 +71,11 @@ impl Sim {
             89 => {
                 self.note("  evict");
                 for inode in self.world().files.values_mut() {
-                    inode.evict();
+                    inode.evict(0);
                 }
             }
             _ if 90 + unlinks > roll && !nested => {
-                if self.world().climate.rots && self.roll(4) > 0 {
-                    self.rot(name);
-                } else {
-                    self.unlink(engine, name);
-                }
+                self.rob(name);
             }
             _ => self.append(engine, &store, name),
         }
@@ -95,11 +91,6 @@ impl Sim {
         self.world().faults == before.faults
     }
 
-    /// Something happened that an engine may stop a stream for.
-    fn stoppable(&self, engine: usize) -> bool {
-        self.world().grave > lock(&self.started)[engine]
-    }
-
     /// A stream, or none for a good reason.
     fn stream(&self, engine: usize, store: &Engine, name: &str) -> Option<Arc<Stream>> {
         let before = self.before(name);
@@ -109,7 +100,7 @@ impl Sim {
             && (*error != Error::NotFound || before.stream != 0)
         {
             self.note(format!("  {engine} opens {name}: {error}"));
-            self.check(engine, store, name, Sight::Durable);
+            self.check(engine, store, name);
         }
         stream.ok()
     }
@@ -150,7 +141,7 @@ impl Sim {
             if !jobs.iter().any(|job| job.id == *id) {
                 // It was never handed in.
                 self.model(|model| model.attempts.get_mut(id).unwrap().refused = true);
-                if self.quiet(&before) && !self.stoppable(engine) {
+                if self.quiet(&before) {
                     self.fail(format!("append {id:x} found no room"));
                 }
             }
@@ -158,18 +149,16 @@ impl Sim {
         let line = self.hand_in(&stream, jobs);
         let quiet = self.quiet(&before);
         let home = (self.world().moves == before.moves).then_some(before.stream);
-        let rotten = self.rotten(engine, before.stream);
         let expected = self.expected(&line.order, count);
         for (id, (result, now)) in line.answers {
             self.note(format!("    {id:x}: {result:?}"));
             let strict = (quiet && !in_doubt).then(|| &expected[&id]);
-            self.judge(engine, id, &result, strict, quiet);
+            self.judge(id, &result, strict, quiet);
             let told = self.model(|model| {
                 let guard = model.attempts[&id].guard;
                 if result == Err(Error::Exists)
                     && let (Some(home), Some(guard)) = (home, guard)
                     && guard <= count
-                    && !rotten
                 {
                     // Whoever was faster is durable.
                     model.raise(home, guard + 1);
@@ -179,16 +168,36 @@ impl Sim {
             if let Err(why) = told {
                 self.fail(why);
             }
+            if matches!(result, Err(Error::Unknown { .. })) && home.is_some() && self.roll(2) == 0 {
+                self.look_again(engine, id, name);
+            }
         }
+    }
+
+    /// Who does not know what became of a batch looks before a retry: what is not found must never
+    /// come, or it would be there twice. Whoever looks, unless others are at work.
+    fn look_again(&self, engine: usize, id: u64, name: &str) {
+        let free = !self.world().nested;
+        let who = if free { [engine, 0, 1, READER][self.roll(4)] } else { engine };
+        let Some(store) = self.engine(who) else { return };
+        self.world().count("looks before a retry");
+        self.note(format!("  {who} looks for {id:x} in {name}"));
+        let seen = self.check_all(who, &store, name).is_some();
+        self.model(|model| {
+            if let Some(attempt) = model.attempts.get_mut(&id).filter(|_| seen) {
+                attempt.refused |= attempt.in_doubt();
+            }
+        });
     }
 
     /// Tries to be made: as many batches as are committed together, their guards mostly right.
     fn attempts(&self, before: &Before, count: u64) -> Vec<u64> {
         let together = self.world().climate.together;
         let (mut next, mut ids) = (count, Vec::new());
+        let mut tip = self.world().tip(before.stream);
         for _ in 0..=self.roll(together) {
             let id = self.world().fresh();
-            let events = self.events(id, next);
+            let events = self.events(id, before.stream, &mut tip);
             let guard = match self.roll(6) {
                 0 | 1 => Some(next),
                 2 => Some([next + 1, next.wrapping_sub(1), count][self.roll(3)]),
@@ -198,10 +207,10 @@ impl Sim {
             let attempt = Attempt {
                 events,
                 guard,
+                group: ids.first().copied().unwrap_or(id),
                 began: self.world().calls,
                 ended: u64::MAX,
                 meant: before.stream,
-                moves: before.moves,
                 home: None,
                 place: None,
                 refused: false,
@@ -212,44 +221,38 @@ impl Sim {
         ids
     }
 
-    /// The events of a batch of which the first is to be event `next`.
-    fn events(&self, id: u64, next: u64) -> Vec<Vec<u8>> {
+    /// The events of a batch that comes behind `tip`, as far as is known.
+    fn events(&self, id: u64, stream: u64, tip: &mut Tip) -> Vec<Vec<u8>> {
         let mut w = self.world();
-        let (unit, traps) = (w.climate.unit, w.climate.traps);
+        let unit = w.climate.unit as u64;
+        if unit > 0 {
+            let log = w.log(stream).to_vec();
+            return unit_events(id, &mut w.rng, tip, unit, &log);
+        }
         let rng = &mut w.rng;
         let (count, most) = match rng.below(400) {
-            0 if unit == 0 => (9000, 1),
-            1 if unit == 0 => (40, 70_000),
-            2..=7 if unit == 0 => (12, 40_000),
+            0 => (9000, 1),
+            1 => (40, 70_000),
+            2..=7 => (12, 40_000),
             8..=15 => (400, 4),
-            16..=40 if unit == 0 => (2, 30_000),
+            16..=40 => (2, 30_000),
             41..=160 => (1, 1500),
             161..=240 => (1 + rng.below(6), 40),
             _ => (1 + rng.below(6), 1500),
         };
-        let mut units = 0;
         let mut events = Vec::new();
         for i in 0..count {
             let mut event = if i == 0 { mark(id) } else { Vec::new() };
-            if unit > 0 {
-                let len = rng.one_of(&[1, 1, 1, 2, 3]);
-                fill_units(&mut event, rng, unit, len);
-                if traps {
-                    set_traps(&mut event, rng, unit, next, units);
-                }
-                units += len as u64;
-            } else {
-                let len = event.len() + rng.below(most + 1);
-                match rng.below(12) {
-                    0 => event.resize(len, 0),
-                    // It looks like frames to come.
-                    1 => (next..next + 3).for_each(|n| forge(&mut event, n, b"forged")),
-                    _ => random(&mut event, rng, len),
-                }
+            let len = event.len() + rng.below(most + 1);
+            match rng.below(12) {
+                0 => event.resize(len, 0),
+                // It looks like blocks to come.
+                1 => (0..3).for_each(|_| event.extend(forge::forge(rng, 0, tip.end, tip))),
+                _ => random(&mut event, rng, len),
             }
             events.push(event);
         }
-        if rng.one_in(2) && !(traps && unit > 0) {
+        if rng.one_in(2) {
             // Then they are lines, too.
             for byte in events.iter_mut().flatten() {
                 *byte = if *byte == b'\n' { b' ' } else { *byte };
@@ -293,10 +296,15 @@ impl Sim {
             batch = stream.batch(Shape::Lines);
             self.push(&mut batch, &self.text(id)).ok()?;
         } else {
-            batch = stream.batch(Shape::Sized);
-            for event in self.model(|model| model.attempts[&id].events.clone()) {
-                let len = u32::try_from(event.len()).unwrap().to_le_bytes();
-                batch.push(&[&len, &event[..]].concat()).ok()?;
+            let events = self.model(|model| model.attempts[&id].events.clone());
+            if events.len() == 1 && self.roll(2) == 0 {
+                batch = stream.batch(Shape::One);
+                self.push(&mut batch, &events[0]).ok()?;
+            } else {
+                batch = stream.batch(Shape::Lines);
+                for event in events {
+                    batch.event(&event).ok()?;
+                }
             }
         }
         Some(Job { id, guard, batch })
@@ -406,27 +414,17 @@ impl Sim {
     /// Whether this may be the answer.
     fn judge(
         &self,
-        engine: usize,
         id: u64,
         result: &Result<u64, Error>,
         strict: Option<&Result<u64, Error>>,
         quiet: bool,
     ) {
-        let (guard, began, meant, moves) = self.model(|model| {
-            let attempt = &model.attempts[&id];
-            (attempt.guard, attempt.began, attempt.meant, attempt.moves)
-        });
-        // Another stream may have its name by now.
-        let there = self.world().moves == moves;
-        let broke = self.world().broke(engine, meant).filter(|_| there);
-        if result.is_ok() && broke.is_some_and(|broke| broke < began) {
-            self.fail(format!("append {id:x} to a log that had failed to sync"));
-        }
+        let guard = self.model(|model| model.attempts[&id].guard);
         let fits = match (result, strict) {
-            (Err(Error::Stopped { .. }), _) => self.stoppable(engine),
             (result, Some(strict)) => result == strict,
             (Ok(first), None) => guard.is_none_or(|guard| guard == *first),
             (Err(Error::Exists), None) => guard.is_some(),
+            // This disk loses nothing; what cannot be read passes for damaged as long.
             (Err(Error::Damaged { .. }), None) => false,
             (Err(Error::Unknown { why, .. }), None) => !quiet && !why.contains("a fault in"),
             (Err(_), None) => !quiet,
@@ -469,17 +467,11 @@ impl Sim {
         };
         self.note(format!("  {engine} reads {name}"));
         let Ok(count) = stream.count() else { return };
-        // Behind what is durable a reader saw what a crash left, which a disk may lose since.
-        let rotten = self.rotten(engine, before.stream);
-        let sure = match rotten || (engine == READER && self.stoppable(engine)) {
-            true => count.min(self.model(|model| model.floor(before.stream))),
-            false => count,
-        };
         let mut seen: Vec<Event> = Vec::new();
         for _ in 0..4 {
             let n = self.roll(count as usize + 1) as u64;
             let event = stream.event(n);
-            let right = if event.is_ok() { n < count } else { n >= sure };
+            let right = event.is_ok() == (n < count);
             if self.quiet(&before) && !right {
                 self.fail(format!("event {n} of {count}: {event:?}"));
             }
@@ -500,26 +492,19 @@ impl Sim {
         if self.world().moves != before.moves {
             return;
         }
-        if engine != READER && !rotten {
-            // What is counted is durable.
-            self.model(|model| model.raise(before.stream, count));
-        }
-        let sight = if engine == READER { Sight::Whole } else { Sight::Durable };
-        let Some(all) = self.check_all(engine, store, name, sight) else {
+        // What is counted is durable.
+        self.model(|model| model.raise(before.stream, count));
+        let Some(all) = self.check_all(engine, store, name) else {
             return;
         };
         self.world().count("reads compared");
-        if rotten && !quiet {
-            // Others may have come in the place of what it saw.
-            return;
-        }
         for event in seen {
             if all.get(event.index as usize) != Some(&event) {
                 let index = event.index;
                 self.fail(format!("event {index} of {name} read as {event:?}"));
             }
         }
-        self.check_view(&all, sure, &view, quiet);
+        self.check_view(&all, count, &view, quiet);
         let Some(since) = since else { return };
         let (earlier, later) = all.split_at((since as usize).min(all.len()));
         let right = earlier.last().is_none_or(|event| event.time < time)
@@ -573,68 +558,19 @@ impl Sim {
 
     // ---- names ----
 
-    /// Somebody deletes an index.
-    fn unlink(&self, engine: usize, name: &str) {
-        // Not when a power cut could bring back a torn batch, which looks like damage without it.
-        let store = self.store(engine);
-        self.check(engine, &store, name, Sight::Durable);
-        drop(store);
+    /// Somebody deletes an index, or it loses some of what it says.
+    fn rob(&self, name: &str) {
+        let index = Path::new(name).join("index");
         let mut w = self.world();
-        if w.dir(name).is_ok_and(|dir| w.durable(dir))
-            && w.unlink(&Path::new(name).join("index")).is_ok()
-        {
-            w.note(format!("  unlink {name}/index"));
-            w.count("indexes deleted");
-        }
-    }
-
-    /// The disk loses the last batches of a stream; some engines see that, some do not. Then
-    /// somebody gives up what is lost, and deletes the index.
-    fn rot(&self, name: &str) {
-        let store = self.store(0);
-        let all = self.check_all(0, &store, name, Sight::Durable).unwrap_or_default();
-        drop(store);
-        let mut w = self.world();
-        let stream = w.dir(name).ok().filter(|stream| w.durable(*stream) && w.indexed(name));
-        let Some(stream) = stream.filter(|_| !all.is_empty()) else {
-            return;
-        };
-        // Whole ones: a torn one without an index is cut off, and for that see `unlink`.
-        let time = all[w.rng.below(all.len())].time;
-        let from = all.iter().take_while(|event| event.time < time).count();
-        w.rot(stream, all[..from].iter().map(|event| OVERHEAD + event.bytes.len()).sum());
-        w.note(format!("  {name} loses its events from {from} on"));
-        w.count("ends of streams that the disk lost");
-        w.calm = true;
-        drop(w);
-        for engine in 0..ENGINES {
-            if self.roll(2) == 0 {
-                self.note(format!("  {engine} reopens"));
-                self.stop(engine);
-                self.start(engine);
+        if w.rng.one_in(2) {
+            if w.unlink(&index).is_ok() {
+                w.note(format!("  unlink {name}/index"));
+                w.count("indexes deleted");
             }
-            if self.roll(2) == 0
-                && let Some(store) = self.engine(engine)
-            {
-                let count = store.stream(name).and_then(|stream| stream.count());
-                self.note(format!("  {engine} counts {count:?}"));
-                if !count.as_ref().is_ok_and(|count| *count >= all.len() as u64) {
-                    self.fail(format!("{name} has {count:?} events now"));
-                }
-            }
+        } else if w.spoil(&index) {
+            w.note(format!("  spoil {name}/index"));
+            w.count("indexes spoiled");
         }
-        self.model(|model| model.give_up(stream, from as u64));
-        let mut w = self.world();
-        w.calm = false;
-        let whole = w.rng.one_in(2);
-        w.rob(stream, whole);
-        w.note(format!("  lose {name}/index, {}", if whole { "whole" } else { "its header" }));
-    }
-
-    /// An engine may still show what the disk has lost of a stream.
-    fn rotten(&self, engine: usize, stream: u64) -> bool {
-        // Whoever only reads does until there is another index.
-        self.world().rotten.contains(&stream) && (engine == READER || self.stoppable(engine))
     }
 
     fn remove(&self, engine: usize, store: &Engine, name: &str) {
@@ -648,8 +584,8 @@ impl Sim {
             Ok(()) => !there,
             Err(Error::NotFound) => before.stream == 0 || !quiet,
             Err(Error::NotEmpty) => true,
-            Err(Error::Os { errno: libc::ENOTEMPTY, .. }) => !quiet || self.world().keeps(name),
-            Err(Error::Stopped { .. }) => self.stoppable(engine),
+            Err(Error::Os { errno: libc::ENOTEMPTY, .. }) => !quiet,
+            Err(Error::Damaged { .. }) => false,
             Err(_) => !quiet,
         };
         if !fits || (quiet && result.is_ok() && holds) {
@@ -670,8 +606,8 @@ impl Sim {
             Ok(()) => true,
             Err(Error::NotFound) => before.stream == 0 || !quiet,
             Err(Error::NotEmpty) => taken != 0 || !quiet,
-            Err(Error::Os { errno: libc::ENOTEMPTY, .. }) => !quiet || self.world().keeps(to),
-            Err(Error::Stopped { .. }) => self.stoppable(engine),
+            Err(Error::Os { errno: libc::ENOTEMPTY, .. }) => !quiet,
+            Err(Error::Damaged { .. }) => false,
             Err(_) => !quiet,
         };
         let now = self.world().dir(to).ok();
@@ -689,11 +625,6 @@ impl Sim {
     }
 }
 
-/// A payload whose frame takes so many units.
-fn fill_units(event: &mut Vec<u8>, rng: &mut Rng, unit: usize, units: usize) {
-    random(event, rng, unit * units - OVERHEAD);
-}
-
 fn random(event: &mut Vec<u8>, rng: &mut Rng, len: usize) {
     while event.len() < len {
         event.extend(rng.next().to_le_bytes());
@@ -701,20 +632,28 @@ fn random(event: &mut Vec<u8>, rng: &mut Rng, len: usize) {
     event.truncate(len);
 }
 
-fn forge(out: &mut Vec<u8>, n: u64, payload: &[u8]) {
-    frame::encode(out, n, u64::MAX / 2, true, true, payload);
-}
-
-/// Puts frames into an event, where the next ones would begin if others were written over this
-/// one, which is `before` units behind the beginning of its batch, where event `next` begins.
-fn set_traps(event: &mut [u8], rng: &mut Rng, unit: usize, next: u64, before: u64) {
-    let units = (event.len() + OVERHEAD) / unit;
-    for at in 1..units {
-        let n = next + 1 + rng.next() % (before + at as u64);
-        let mut frame = Vec::new();
-        forge(&mut frame, n, &vec![b'!'; unit - OVERHEAD]);
-        let from = at * unit - frame::HEADER;
-        let len = frame.len().min(event.len() - from);
-        event[from..from + len].copy_from_slice(&frame[..len]);
+/// Events that end in the log at a multiple of `unit`, behind `tip`, which goes there: lines, or one
+/// event of any bytes, with what looks like blocks where others may begin.
+fn unit_events(id: u64, rng: &mut Rng, tip: &mut Tip, unit: u64, log: &[u8]) -> Vec<Vec<u8>> {
+    let mut to = tip.end - tip.end % unit + unit * rng.one_of(&[1, 1, 1, 2, 3, 9]);
+    while forge::capacity(tip.end, to) < 9 {
+        to += unit;
     }
+    let mut bytes = mark(id);
+    random(&mut bytes, rng, forge::capacity(tip.end, to) - 1);
+    let one = rng.one_in(2);
+    if one {
+        forge::plant(&mut bytes, rng, tip, unit, log);
+    } else {
+        for byte in &mut bytes[8..] {
+            // Here and there a line ends.
+            *byte = if rng.one_in(200) { b'\n' } else { (*byte).max(b' ') };
+        }
+    }
+    let events: Vec<Vec<u8>> = match one {
+        true => vec![bytes],
+        false => bytes.split(|byte| *byte == b'\n').map(<[u8]>::to_vec).collect(),
+    };
+    *tip = Tip { end: to, count: tip.count + events.len() as u64, ..*tip };
+    events
 }

@@ -1,0 +1,196 @@
+//! Finding an event, a byte or a time in a log: search among the pages, then walk one.
+//!
+//! The index is a hint: an entry is believed when the page it is about bears it out; where it is
+//! missing the page is asked itself, and the entry made again.
+
+use std::cell::Cell;
+
+use crate::disk::Disk;
+use crate::error::{Error, Result};
+use crate::log::{Files, Scan, read_full};
+use crate::page::{self, Block, ENTRY, HEADER, Head, PAGE, u64_at};
+use crate::spill::write_all;
+use crate::walk::{Pages, Tip};
+
+/// A byte of the view: the block in which it is, and where in its payload.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Spot {
+    pub(crate) block: Block,
+    pub(crate) into: usize,
+}
+
+impl Spot {
+    /// Its offset in the view.
+    pub(crate) fn view(&self) -> u64 {
+        self.block.view + self.into as u64
+    }
+}
+
+impl<D: Disk> Files<D> {
+    /// What the index says of a page, if it does.
+    fn hint(&self, at: u64) -> Option<(u64, u64)> {
+        let mut entry = [0; ENTRY];
+        let at = page::entry_at(at);
+        read_full(&*self.disk, self.index.as_ref(), &mut entry, at).ok()?;
+        Some((u64_at(&entry, 0), u64_at(&entry, 8))).filter(|entry| *entry != (0, 0))
+    }
+
+    /// Whether the index says nothing wrong of the page that a block begins.
+    pub(crate) fn agrees(&self, block: &Block) -> bool {
+        self.hint(block.at).is_none_or(|entry| entry == (block.index, block.view))
+    }
+
+    /// With which event and offset in the view a page begins, by its entry in the index or, where
+    /// there is none or `ask`, by itself: by its first block that checks. None when none does.
+    fn entry(&self, scan: &mut Scan<'_, D>, at: u64, ask: bool) -> Result<Option<(u64, u64)>> {
+        if let Some(entry) = self.hint(at).filter(|_| !ask) {
+            return Ok(Some(entry));
+        }
+        let first = page::first_in_page(at);
+        let Ok(Some(block)) = scan.next(self.seed(), first) else {
+            return Ok(None);
+        };
+        if let Some(index) = self.index.as_ref().filter(|_| self.write && block.at == first)
+            && !self.disk.direct()
+        {
+            let entry = [block.index.to_le_bytes(), block.view.to_le_bytes()].concat();
+            // A hint: without it the page is asked again.
+            let _ = write_all(&*self.disk, index, &entry, page::entry_at(at));
+        }
+        Ok(Some((block.index, block.view)))
+    }
+
+    /// Of the pages that hold what is kept of the stream: the last that is known to begin `before`
+    /// what is looked for, and the first that is known not to. A page that tells nothing is passed
+    /// over to its neighbour.
+    fn bracket(
+        &self,
+        head: &Head,
+        tip: &Tip,
+        mut before: impl FnMut(u64) -> Result<Option<bool>>,
+    ) -> Result<(u64, u64)> {
+        // What is kept may be lost, and the end of what is intact lie before it.
+        let (mut low, mut high) = (head.at / PAGE, tip.end.div_ceil(PAGE).max(head.at / PAGE));
+        let mut known = low;
+        while high - low > 1 {
+            let middle = low + (high - low) / 2;
+            let mut probe = middle;
+            let told = loop {
+                match before(probe * PAGE)? {
+                    None if probe - 1 > low => probe -= 1,
+                    told => break told,
+                }
+            };
+            match told {
+                Some(false) => high = probe,
+                Some(true) => (low, known) = (middle, probe),
+                None => low = middle,
+            }
+        }
+        Ok((known, high))
+    }
+
+    /// The first place on the page `page`, in what is kept, that `pick` finds in a block.
+    fn on_page(
+        &self,
+        scan: &mut Scan<'_, D>,
+        (head, tip): (&Head, &Tip),
+        page: u64,
+        mut pick: impl FnMut(&Block, &[u8]) -> Option<usize>,
+    ) -> Result<Option<Spot>> {
+        let mut at = page::first_in_page(page * PAGE).max(head.at);
+        while at < tip.end.min((page + 1) * PAGE) {
+            let Some(block) = scan.next(self.seed(), at)? else {
+                break;
+            };
+            let payload = scan.page(block.at)?.get(HEADER..HEADER + usize::from(block.len));
+            let payload = payload.unwrap_or_default();
+            if let Some(into) = pick(&block, payload).filter(|_| block.at < tip.end) {
+                return Ok(Some(Spot { block, into }));
+            }
+            at = block.end();
+        }
+        Ok(None)
+    }
+
+    /// The place that `pick` finds, on the last page whose beginning, event and offset in the view, is
+    /// `before` it, or first thing on the next.
+    fn find(
+        &self,
+        scan: &mut Scan<'_, D>,
+        tip: &Tip,
+        before: impl Fn(u64, u64) -> bool,
+        pick: impl Fn(&Block, &[u8]) -> Option<usize>,
+    ) -> Result<Option<Spot>> {
+        let head = self.head()?;
+        // What the index says wrongly its pages know better.
+        for ask in [false, true] {
+            let told = |at| Ok(self.entry(scan, at, ask)?.map(|(index, view)| before(index, view)));
+            let (page, next) = self.bracket(&head, tip, told)?;
+            for page in [page, next] {
+                // What cannot be read is for the other page to make up for.
+                let found = self.on_page(scan, (&head, tip), page, &pick).ok().flatten();
+                if found.is_some() {
+                    return Ok(found);
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// Where event `n` begins, which is kept and below the count.
+    pub(crate) fn event(&self, scan: &mut Scan<'_, D>, tip: &Tip, n: u64) -> Result<Spot> {
+        let found =
+            self.find(scan, tip, |index, _| index < n, |block, payload| block.begins(payload, n))?;
+        found.map_or_else(|| self.missing(n), Ok)
+    }
+
+    /// Where the byte `view` of the view is, which is kept and before the end.
+    pub(crate) fn byte(&self, scan: &mut Scan<'_, D>, tip: &Tip, view: u64) -> Result<Spot> {
+        let holds = |block: &Block, _: &[u8]| {
+            let into = view.checked_sub(block.view)?;
+            (into < block.len.into()).then_some(into as usize)
+        };
+        // The event that begins a page last before it, as far as the pages know.
+        let last = Cell::new(self.head()?.first);
+        let before = |index: u64, begins| {
+            last.set(if begins <= view { index.max(last.get()) } else { last.get() });
+            begins <= view
+        };
+        let found = self.find(scan, tip, before, holds)?;
+        found.map_or_else(|| self.missing(last.get()), Ok)
+    }
+
+    /// Where the newline is in the view behind event `n`, which is kept and below the count.
+    pub(crate) fn end(&self, scan: &mut Scan<'_, D>, tip: &Tip, n: u64) -> Result<u64> {
+        let found =
+            self.find(scan, tip, |index, _| index <= n, |block, payload| block.ends(payload, n))?;
+        found.map_or_else(|| self.missing(n), |spot| Ok(spot.view()))
+    }
+
+    /// The first event committed at or after `time`; a damaged one before it, which may be of that
+    /// time, too. What cannot be read is an error, for nobody would know that it is too early.
+    pub(crate) fn since(&self, scan: &mut Scan<'_, D>, tip: &Tip, time: u64) -> Result<u64> {
+        let head = self.head()?;
+        let told = |at| {
+            let block = scan.next(self.seed(), page::first_in_page(at))?;
+            Ok(block.map(|block| block.time < time))
+        };
+        let (page, _) = self.bracket(&head, tip, told)?;
+        // Behind the last that is known to be older.
+        let mut since = head.first;
+        self.on_page(scan, (&head, tip), page, |block, _| {
+            since = if block.time < time { block.next().max(since) } else { since };
+            (block.time >= time).then_some(0)
+        })?;
+        Ok(since)
+    }
+
+    /// Event `n` is not where it should be: another mount may have dropped it meanwhile.
+    pub(crate) fn missing<R>(&self, n: u64) -> Result<R> {
+        if n < self.head()?.first {
+            return Err(Error::Dropped);
+        }
+        Err(self.damaged(n, "it or what leads to it does not check"))
+    }
+}

@@ -1,0 +1,94 @@
+//! What a stream keeps: dropping old events, removal, another name.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::disk::Disk;
+use crate::error::{Error, Result};
+use crate::log::{Files, Held};
+use crate::page::{self, Head};
+use crate::spill::write_all;
+use crate::stream::Stream;
+use crate::sys::lock;
+
+impl<D: Disk> Stream<D> {
+    /// Drops the events before `first`, durably. Their pages are given back to the file system where
+    /// it can; indices never change.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] where there is no such event, nor the next to come, or it is dropped already.
+    pub fn drop_before(self: &Arc<Self>, first: u64) -> Result<()> {
+        self.locked(|files, tip| {
+            let (disk, log, before) = (self.disk(), files.log()?, files.head()?);
+            if first < before.first || first > tip.count {
+                return Err(Error::Invalid);
+            }
+            if tip.count == 0 {
+                return Ok(());
+            }
+            let (at, view) = match first {
+                _ if first == tip.count => (tip.at.max(before.at), tip.view),
+                _ => {
+                    let spot = files.event(&mut files.scan_seen(0, &tip), &tip, first)?;
+                    (spot.block.at, spot.view())
+                }
+            };
+            let head = Head { first, at, view, ..before };
+            // Also when it says so already: an earlier try may be in the cache only.
+            write_all(disk, log, &head.encode(), 0).map_err(self.os("log"))?;
+            let synced = disk.sync_data(log).map_err(self.os("log"));
+            synced.map_err(|error| self.doubt(files, &error))?;
+            *lock(&files.head) = head;
+            self.shared.status.dropped(first - before.first, view - before.view);
+            self.punch(files, at);
+            Ok(())
+        })
+    }
+
+    /// Gives back the whole pages of the log before that of the block at `at`, but for the first one, and
+    /// what the index says of them. The drop holds also where that cannot be done.
+    fn punch(&self, files: &Files<D>, at: u64) {
+        let page = |at: u64| at - at % page::PAGE;
+        let log = files.log.as_ref().map(|log| (log, page(at)));
+        let index = files.index.as_ref().map(|index| (index, page(page::entry_at(at))));
+        for (file, to) in log.into_iter().chain(index).filter(|(_, to)| *to > page::PAGE) {
+            if let Err(error) = self.disk().punch(file, page::PAGE, to) {
+                (self.shared.log)(&format!(
+                    "stream {:?}: what was dropped keeps its space: {error}",
+                    self.title()
+                ));
+            }
+        }
+    }
+
+    // ---- names -------------------------------------------------------------------------------
+
+    /// Runs `remove` under the locks of the stream, unless it keeps events.
+    pub(crate) fn empty(self: &Arc<Self>, remove: impl FnOnce() -> Result<()>) -> Result<()> {
+        self.locked(|files, tip| match files.head()?.first {
+            first if first == tip.count => remove(),
+            _ => Err(Error::NotEmpty),
+        })
+    }
+
+    /// Gives the stream another name by `rename`, while it commits nothing.
+    pub(crate) fn rename(
+        self: &Arc<Self>,
+        name: &Path,
+        rename: impl FnOnce() -> Result<()>,
+    ) -> Result<()> {
+        let _writer = lock(&self.writer);
+        let files = self.files()?;
+        let held = Held::new(self.shared.disk.clone(), files.log.as_ref(), false);
+        let held = held.map_err(self.os("log")).map_err(|error| self.given_up(error))?;
+        let renamed = rename();
+        if renamed.is_ok() {
+            *lock(&self.name) = name.into();
+        }
+        // XFS reports a shutdown to who syncs a file, not to who syncs the directory.
+        let synced = files.log.as_ref().map_or(Ok(()), |log| self.disk().sync_data(log));
+        let released = synced.and_then(|()| held.release()).map_err(self.os("log"));
+        self.close();
+        renamed.and(released)
+    }
+}

@@ -1,0 +1,245 @@
+//! A store on a file system that hosts share, imitated on this one (`hosts/shared.c`, preloaded into the
+//! daemon of each host). scripts/cluster-test has the real thing.
+
+use crate::harness::*;
+use std::fs;
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+use tempfile::TempDir;
+
+const CEPH: &str = "00c36400";
+const PLAN9: &str = "01021997";
+
+/// `shared.c`, compiled.
+fn library() -> &'static Path {
+    static LIBRARY: OnceLock<PathBuf> = OnceLock::new();
+    LIBRARY.get_or_init(|| {
+        let dir = Path::new(env!("CARGO_TARGET_TMPDIR"));
+        let new = dir.join(format!("shared.{}.so", std::process::id()));
+        let mut cc = Command::new("cc");
+        cc.args(["-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-o"]);
+        cc.arg(&new).arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/hosts/shared.c"));
+        ok(&cc.output().unwrap_or_else(|e| panic!("cc: {e}")));
+        // Another run of the tests may be using it.
+        let library = dir.join("shared.so");
+        fs::rename(new, &library).unwrap();
+        library
+    })
+}
+
+/// What happens to a host; see `shared.c`.
+struct Host(TempDir);
+
+impl Host {
+    fn new() -> Host {
+        Host(TempDir::new().unwrap())
+    }
+
+    /// From now on this is so.
+    fn is(&self, what: &str) {
+        fs::write(self.0.path().join(what), "").unwrap();
+    }
+
+    /// No longer.
+    fn is_not(&self, what: &str) {
+        fs::remove_file(self.0.path().join(what)).unwrap();
+    }
+
+    fn truncated(&self) -> usize {
+        let all = fs::read(self.0.path().join("truncated"));
+        all.map_or(0, |all| all.len())
+    }
+
+    fn env(&self, kind: &str) -> [(&'static str, PathBuf); 3] {
+        let host = self.0.path().to_path_buf();
+        [("LD_PRELOAD", library().to_path_buf()), ("HOST", host), ("TYPE", kind.into())]
+    }
+
+    /// Mounts a store there.
+    fn mount(&self, store: &Path) -> Mnt {
+        Mnt::on_in_env(store, &self.env(CEPH))
+    }
+
+    /// Tries to, on a file system of this type; what it says.
+    fn refused(&self, kind: &str, store: &Path, args: &[&str]) -> String {
+        let point = TempDir::new().unwrap();
+        let mut command = smolstore([store, point.path()]);
+        let out = command.args(args).envs(self.env(kind)).output().unwrap();
+        unmount(point.path());
+        assert_eq!(out.status.code(), Some(1), "{}", text(&out.stderr));
+        text(&out.stderr)
+    }
+}
+
+/// An empty directory to be a store.
+fn store(base: &TempDir) -> PathBuf {
+    let store = base.path().canonicalize().unwrap().join("store");
+    fs::create_dir(&store).unwrap();
+    store
+}
+
+#[test]
+fn hosts_see_what_others_wrote() {
+    let base = public_dir();
+    let (store, hosts) = (store(&base), [Host::new(), Host::new()]);
+    let mounts = [0, 1].map(|n| hosts[n].mount(&store));
+    mounts[0].stream("s");
+    let s = [0, 1].map(|n| mounts[n].path().join("s"));
+    let (mut random, mut all) = (Random(7), Vec::new());
+    for n in 0..80 {
+        let len = [1, 100, 3000, 4096, 9000, 300_000][random.below(6)];
+        let batch = [random.event(len), b"\n".to_vec()].concat();
+        let writer = &s[random.below(2)];
+        append(writer.join(if n % 3 == 0 { "events".into() } else { format!("from/{n}") }), &batch);
+        all.extend(batch);
+        for s in &s {
+            assert_eq!(count(s), n + 1);
+            assert!(read(s.join("events")) == all, "after {n}");
+        }
+        let taken = try_append(s[random.below(2)].join(format!("from/{n}")), "late\n");
+        assert_eq!(errno_of(taken), libc::EEXIST);
+    }
+    drop(mounts);
+    ok(&smolstore([Path::new("check"), &store]).output().unwrap());
+    let m = Mnt::on(&store, &[]);
+    assert!(all.ends_with(&read(m.path().join("s/from/40"))));
+}
+
+#[test]
+fn what_hosts_could_not_share_is_refused_by_name() {
+    let base = public_dir();
+    let (store, host) = (store(&base), Host::new());
+    let said = host.refused(PLAN9, &store, &[]);
+    assert!(said.contains("it is not known to show all hosts the same"), "{said}");
+    assert!(said.contains("-o single_host") && said.lines().count() == 1, "{said}");
+    assert_eq!(names(&store).len(), 0);
+    // O_DIRECT, where it must be, is no matter of who says what.
+    host.is("indirect");
+    for args in [&[][..], &["-o", "single_host"]] {
+        let said = host.refused(CEPH, &store, args);
+        assert!(said.contains("O_DIRECT") && said.lines().count() == 1, "{said}");
+    }
+    host.is_not("indirect");
+    let point = TempDir::new().unwrap();
+    let mut command = smolstore([store.as_path(), point.path()]);
+    ok(&command.args(["-o", "single_host"]).envs(host.env(PLAN9)).output().unwrap());
+    fs::create_dir(point.path().join("s")).unwrap();
+    append(point.path().join("s/events"), "one\n");
+    assert_eq!(text(&read(point.path().join("s/events"))), "one\n");
+    unmount(point.path());
+}
+
+#[test]
+fn a_store_that_was_mounted_anew_goes_on() {
+    let base = public_dir();
+    let (store, host) = (store(&base), Host::new());
+    let m = host.mount(&store);
+    let (s, idle) = (m.stream("s"), m.stream("idle"));
+    append(s.join("events"), "one\n");
+    append(idle.join("events"), "one\n");
+    let mut follower = fs::File::open(s.join("follow/next")).unwrap();
+    let writer = appender(s.join("events"));
+    let next = std::thread::spawn(move || {
+        let mut bytes = [0; 99];
+        let len = follower.read(&mut bytes).unwrap();
+        text(&bytes[..len])
+    });
+    host.is("anew");
+    // Each is the first use of files that are dead.
+    append(s.join("events"), "two\n");
+    assert_eq!(text(&read(idle.join("events"))), "one\n");
+    assert_eq!(within(60, move || next.join().unwrap()), "two\n");
+    host.is("anew");
+    let mut writer = writer.unwrap();
+    writer.write_all(b"three\n").unwrap();
+    close(writer).unwrap();
+    host.is("anew");
+    let rename = || fs::rename(&idle, m.path().join("renamed"));
+    // It may be told of it once.
+    rename().or_else(|_| rename()).unwrap();
+    assert_eq!(text(&read(s.join("events"))), "one\ntwo\nthree\n");
+}
+
+#[test]
+fn a_host_that_is_fenced_is_told_of_an_error_and_comes_back() {
+    let base = public_dir();
+    let (store, host) = (store(&base), Host::new());
+    let m = host.mount(&store);
+    let s = m.stream("s");
+    append(s.join("events"), "one\n");
+    let follow = || {
+        let mut follower = fs::File::open(s.join("follow/next")).unwrap();
+        std::thread::spawn(move || follower.read(&mut [0; 99]))
+    };
+    let waiting = follow();
+    host.is("fenced");
+    let told = within(60, move || waiting.join().unwrap());
+    assert_eq!(errno_of(told), libc::EIO, "a follower's end of file");
+    for file in ["events", "count", "from/0", "at/0", "at/1"] {
+        assert_eq!(errno_of(fs::read(s.join(file))), libc::EIO, "{file}");
+    }
+    for file in ["events", "lines", "new", "from/1"] {
+        assert_eq!(errno_of(try_append(s.join(file), "lost\n")), libc::EIO, "{file}");
+    }
+    assert_eq!(errno_of(fs::read(m.path().join("other/count"))), libc::EIO);
+    host.is_not("fenced");
+    let waiting = follow();
+    append(s.join("from/1"), "two\n");
+    assert_eq!(within(60, move || waiting.join().unwrap()).unwrap(), 4);
+    assert_eq!(text(&read(s.join("events"))), "one\ntwo\n");
+    assert!(!m.path().join("other").exists());
+}
+
+#[test]
+fn who_may_have_lost_the_lock_truncates_nothing() {
+    let base = public_dir();
+    let (store, host) = (store(&base), Host::new());
+    let m = host.mount(&store);
+    let s = m.stream("s");
+    append(s.join("events"), "one\n");
+    let before = host.truncated();
+    let large = "0123456789abcde\n".repeat(1 << 16);
+    let mut writer = appender(s.join("events")).unwrap();
+    writer.write_all(large.as_bytes()).unwrap();
+    host.is("unwritten");
+    assert_eq!(errno_of(close(writer)), libc::EIO);
+    // Fenced before it can do anything about it.
+    assert_eq!(host.truncated(), before);
+    host.is_not("unwritten");
+    append(s.join("from/1"), "two\n");
+    assert_eq!(text(&read(s.join("events"))), "one\ntwo\n");
+}
+
+/// An entry of the index is written with the page it is in, and the first of those holds `last`.
+#[test]
+fn who_only_reads_writes_no_hints() {
+    let base = public_dir();
+    let (store, host) = (store(&base), Host::new());
+    let m = host.mount(&store);
+    let s = m.stream("s");
+    append(s.join("events"), "0123456789abcde\n".repeat(1 << 14));
+    m.stop();
+    let index = store.join("s/index");
+    let mut bytes = read(&index);
+    bytes[16..].fill(0);
+    fs::write(&index, &bytes).unwrap();
+    m.restart();
+    assert_eq!(text(&read(s.join("at/9999"))), "0123456789abcde");
+    assert!(read(&index) == bytes);
+}
+
+#[test]
+fn two_first_mounts_of_an_empty_store() {
+    let base = public_dir();
+    let (store, hosts) = (store(&base), [Host::new(), Host::new()]);
+    let first = hosts[0].mount(&store);
+    first.stream("s");
+    // It looked just before the other one was done.
+    hosts[1].is("unmarked");
+    let second = hosts[1].mount(&store);
+    append(second.path().join("s/events"), "one\n");
+    assert_eq!(text(&read(first.path().join("s/events"))), "one\n");
+    assert_eq!(names(&store), [".smolstore", "s"]);
+}
