@@ -196,6 +196,9 @@ impl<D: Disk> Stream<D> {
         let (disk, log) = (self.disk(), files.log()?);
         let placed = || group.iter().zip(places).filter(|(_, place)| place.is_ok());
         let bytes: u64 = placed().map(|(job, _)| job.batch.room()).sum();
+        if tip.end + bytes >= page::LONGEST {
+            return Err(self.os("log")(std::io::Error::from_raw_os_error(libc::EFBIG)));
+        }
         let first = tip.count == 0;
         let mut head = *lock(&files.head);
         if first {
@@ -316,20 +319,16 @@ impl<D: Disk> Stream<D> {
                     return Err(Error::Stopped { stream: self.title(), why });
                 }
                 (Some(_), _) => {}
-                (None, None) => {
-                    let held = Held::new(self.shared.disk.clone(), files.log.as_ref(), false);
-                    let held = held.map_err(self.os("log"));
-                    match held.and_then(|held| Ok((held, self.ready(&files)?))) {
-                        Ok((held, Some(tip))) => {
-                            return self.release_after(&files, held, change(&files, tip));
-                        }
-                        // Another stream has the name now.
-                        Err(Error::NotFound) => return Err(Error::NotFound),
-                        // Files that fail may be dead, and STORE be mounted anew.
-                        Err(error) if failed => return Err(self.given_up(error)),
-                        ready => failed = ready.is_err(),
+                (None, None) => match self.hold(&files, true) {
+                    Ok(Some((held, tip))) => {
+                        return self.release_after(&files, held, change(&files, tip));
                     }
-                }
+                    // Another stream has the name now.
+                    Err(Error::NotFound) => return Err(Error::NotFound),
+                    // Files that fail may be dead, and STORE be mounted anew.
+                    Err(error) if failed => return Err(self.given_up(error)),
+                    held => failed = held.is_err(),
+                },
             }
             drop(files);
             self.close();
@@ -350,15 +349,7 @@ impl<D: Disk> Stream<D> {
         if files.intact.is_some() || files.unmended.is_some() {
             return Ok(());
         }
-        let (disk, log) = (self.shared.disk.clone(), files.log()?);
-        let held = Held::try_new(disk, log).map_err(self.os("log"));
-        let ready = held.and_then(|held| {
-            let Some(held) = held else {
-                return Ok(None);
-            };
-            Ok(self.ready(&files)?.map(|tip| (held, tip)))
-        });
-        match ready {
+        match self.hold(&files, false) {
             Ok(Some((held, tip))) => self.release_after(&files, held, change(&files, tip)),
             Ok(None) => Ok(()),
             // Another stream has the name now.
@@ -368,6 +359,20 @@ impl<D: Disk> Stream<D> {
                 Ok(())
             }
         }
+    }
+
+    /// The lock of the log and the end of the stream, when it can be appended to as it is; None when not,
+    /// or when somebody else has the lock, unless that is to be waited for.
+    fn hold<'a>(&self, files: &'a Files<D>, wait: bool) -> Result<Option<(Held<'a, D>, Tip)>> {
+        let disk = self.shared.disk.clone();
+        let held = match wait {
+            true => Held::new(disk, files.log.as_ref(), false).map(Some),
+            false => Held::try_new(disk, files.log()?),
+        };
+        let Some(held) = held.map_err(self.os("log"))? else {
+            return Ok(None);
+        };
+        Ok(self.ready(files)?.map(|tip| (held, tip)))
     }
 
     /// Nobody is to be told that something is stored, or not, by who may have lost the lock.

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use crate::disk::Disk;
 use crate::error::{Error, Result};
-use crate::page::{self, Block, HEAD, Head, INDEX_HEAD, PAGE, u64_at};
+use crate::page::{self, Block, HEAD, Head, INDEX_HEAD, PAGE};
 use crate::spill::{PIECE, write_all};
 use crate::sys::lock;
 use crate::walk::{self, Evidence, Found, Gap, Pages, Tip};
@@ -164,11 +164,11 @@ impl<D: Disk> Files<D> {
         Ok(behind.filter(|block| tip.leads_to(block)).map_or(0, |block| block.crc))
     }
 
-    /// `last`, and the seed of the log it is about; zeros where there is no index.
+    /// `last`, 0 where nothing sound says so, and the seed of the log it is about.
     pub(crate) fn index_head(&self) -> Result<(u64, u64)> {
         let mut head = [0; INDEX_HEAD];
         read_full(&*self.disk, self.index.as_ref(), &mut head, 0).map_err(self.os("index"))?;
-        Ok((u64_at(&head, 0), u64_at(&head, 8)))
+        Ok(page::decode_index(&head))
     }
 
     /// Makes the commits up to the block at `last` visible to readers in every process.
@@ -176,7 +176,7 @@ impl<D: Disk> Files<D> {
         let Some(index) = &self.index else {
             return self.unmended.clone().map_or(Err(Error::ReadOnly), Err);
         };
-        let words = [last.to_le_bytes(), seed.to_le_bytes()].concat();
+        let words = page::encode_index(last, seed);
         write_all(&*self.disk, index, &words, 0).map_err(self.os("index"))
     }
 
@@ -234,11 +234,11 @@ impl<D: Disk> Files<D> {
     pub(crate) fn recover(&mut self, known: Tip, pending: u64, tell: &Tell) -> Result<Option<Tip>> {
         // What needs nothing to be done needs no lock. What looks damaged may be what another process
         // is writing.
-        let mut sound = true;
-        let (mut found, mut last) = self.find_out(known, &mut |_| sound = false)?;
-        sound &= found.lost.is_none() && found.start.is_none() && found.failed.is_none();
+        let mut whole = true;
+        let (mut found, mut last) = self.find_out(known, &mut |_| whole = false)?;
+        whole &= found.lost.is_none() && found.failed.is_none();
         self.head = Mutex::new(found.head);
-        sound &= self.behind(&found.tip)? == 0;
+        let sound = whole && found.start.is_none() && self.behind(&found.tip)? == 0;
         if !sound || self.len()? > page::grown(found.tip.end + pending) + PAGE {
             let held = Held::new(self.disk.clone(), self.log.as_ref(), !self.write);
             let held = held.map_err(self.os("log"))?;
@@ -246,7 +246,8 @@ impl<D: Disk> Files<D> {
                 return Ok(None);
             }
             let unmended;
-            (found, unmended) = self.recover_locked(known, pending, tell)?;
+            let found_before = whole.then_some(found);
+            (found, unmended) = self.recover_locked(found_before, known, pending, tell)?;
             self.head = Mutex::new(found.head);
             self.dead = self.behind(&found.tip)?;
             last = self.index_head()?.0;
@@ -267,11 +268,20 @@ impl<D: Disk> Files<D> {
 
     fn recover_locked(
         &self,
+        before: Option<Found<Error>>,
         known: Tip,
         pending: u64,
         tell: &Tell,
     ) -> Result<(Found<Error>, Option<Error>)> {
-        let found = self.find_out(known, &mut |gap| tell(&self.tell_of(gap)))?.0;
+        let found = match before {
+            // As its last block is, so is all before it: they are chained. A log is read once.
+            Some(found)
+                if self.head_bytes()? == found.head.encode() && self.behind(&found.tip)? == 0 =>
+            {
+                found
+            }
+            _ => self.find_out(known, &mut |gap| tell(&self.tell_of(gap)))?.0,
+        };
         let mended = match &found.failed {
             _ if found.lost.is_some() => Ok(()),
             Some(error) => Err(error.clone()),

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! STORE/<stream>/log      pages of 4 KiB; the first begins with the head, then blocks
-//! STORE/<stream>/index    last u64 | seed u64 | for each page of the log: index u64 | view u64
+//! STORE/<stream>/index    last u48 | check u16 | seed u64 | for each page of the log: index u64 | view u64
 //!
 //! head:   magic u32 | crc u32 | seed u64 | first u64 | at u64 | view u64
 //! block:  len u16 | flags u16 | crc u32 | prev u32 | events u32 | index u64 | time u64 | view u64 | payload
@@ -19,7 +19,7 @@
 //!
 //! Pure: knows no file, clock or thread.
 
-use crate::sys::crc32c;
+use crate::sys::{crc32c, newline};
 
 /// What is damaged, and what is written at once where a file system must be asked for whole
 /// blocks: bytes of a page.
@@ -33,8 +33,10 @@ pub const INDEX_HEAD: usize = 16;
 /// Bytes of an entry of the index.
 pub const ENTRY: usize = 16;
 
-/// No index, offset or time reaches this: sums of them cannot overflow.
+/// No index, offset in the view or time reaches this: sums of them cannot overflow.
 pub const MAX: u64 = u64::MAX >> 1;
+/// No log is as long: bytes.
+pub const LONGEST: u64 = 1 << 48;
 
 const MAGIC: [u8; 4] = *b"smo2";
 
@@ -145,29 +147,29 @@ impl Block {
 
     /// Where event `n` begins in its payload, if it does.
     pub fn begins(&self, payload: &[u8], n: u64) -> Option<usize> {
-        let past = n.checked_sub(self.index)?;
-        if past == 0 {
+        if n == self.index {
             return (!self.is(CONT)).then_some(0);
         }
-        if self.is(RAW) || n > self.next() || (n == self.next() && !self.is(MORE)) {
-            return None;
-        }
-        let newlines = payload.iter().enumerate().filter(|(_, byte)| **byte == b'\n');
-        let (at, _) = newlines.take(usize::try_from(past).ok()?).last()?;
-        (at + 1 < payload.len()).then_some(at + 1)
+        let begin = self.ends(payload, n.checked_sub(1)?)? + 1;
+        (begin < payload.len()).then_some(begin)
     }
 
     /// Where the newline behind event `n` is in its payload, if it is.
     pub fn ends(&self, payload: &[u8], n: u64) -> Option<usize> {
-        let past = usize::try_from(n.checked_sub(self.index)?).ok()?;
-        if n >= self.next() {
-            return None;
+        let mut begin = 0;
+        for _ in 0..n.checked_sub(self.index)? {
+            begin += self.ends_first(&payload[begin..])? + 1;
         }
-        if self.is(RAW) {
-            return payload.len().checked_sub(1);
+        self.ends_first(&payload[begin..]).map(|end| begin + end)
+    }
+
+    /// Where the newline behind the first event is in `rest`, the end of its payload; None when that
+    /// goes on in the next block, or there is none.
+    pub fn ends_first(&self, rest: &[u8]) -> Option<usize> {
+        match self.is(RAW) {
+            true => rest.len().checked_sub(1).filter(|_| self.events > 0),
+            false => newline(rest),
         }
-        let newlines = payload.iter().enumerate().filter(|(_, byte)| **byte == b'\n');
-        newlines.map(|(at, _)| at).nth(past)
     }
 
     /// Writes header and checksum before its payload, which `bytes` holds already, behind
@@ -222,6 +224,25 @@ pub fn place(end: u64) -> u64 {
 /// Where the first block of the page lies that `at` is in.
 pub fn first_in_page(at: u64) -> u64 {
     (at - at % PAGE).max(HEAD as u64)
+}
+
+/// What an index begins with: `last`, in its upper 16 bits a checksum, and the seed. A damaged `last`
+/// must not be taken for a place in a log that the disk lost: behind the end may lie what was never
+/// acknowledged.
+pub fn encode_index(last: u64, seed: u64) -> [u8; INDEX_HEAD] {
+    let [at, seed] = [last, seed].map(u64::to_le_bytes);
+    let check = u64::from(crc32c(crc32c(0, &seed), &at)) << 48;
+    let mut bytes = [0; INDEX_HEAD];
+    bytes[..8].copy_from_slice(&(last | check).to_le_bytes());
+    bytes[8..].copy_from_slice(&seed);
+    bytes
+}
+
+/// `last` and the seed that an index begins with; of one that is damaged, or not there, no `last`: 0.
+pub fn decode_index(bytes: &[u8; INDEX_HEAD]) -> (u64, u64) {
+    let (last, seed) = (u64_at(bytes, 0) % LONGEST, u64_at(bytes, 8));
+    let checks = encode_index(last, seed) == *bytes;
+    (if checks { last } else { 0 }, seed)
 }
 
 /// Where in the index the entry of the page lies that `at` is in.
@@ -320,6 +341,22 @@ mod tests {
             assert_eq!(Head::mended(&damaged), Some(head), "byte {at} is wrong by {wrong}");
         }
         assert_eq!(Head::mended(&[0; HEAD]), None);
+    }
+
+    #[test]
+    fn one_damaged_byte_of_last_or_its_seed_is_no_last() {
+        for last in [0, 40, 4096, LONGEST - 1] {
+            let bytes = encode_index(last, SEED);
+            assert_eq!(decode_index(&bytes), (last, SEED));
+            for (at, wrong) in (0..INDEX_HEAD).flat_map(|at| (1..=u8::MAX).map(move |by| (at, by)))
+            {
+                let mut damaged = bytes;
+                damaged[at] ^= wrong;
+                assert_eq!(decode_index(&damaged).0, 0, "byte {at} is wrong by {wrong}");
+            }
+        }
+        assert_eq!(decode_index(&[0; INDEX_HEAD]), (0, 0));
+        assert_eq!(hex(&encode_index(0x0102_0304, SEED)), "04030201000074310807060504030201");
     }
 
     #[test]

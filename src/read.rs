@@ -7,10 +7,9 @@ use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::find::Spot;
 use crate::log::Files;
-use crate::page::{self, Block, HEADER, Head, PAGE, RAW};
+use crate::page::{self, HEADER, Head, PAGE};
 use crate::spill::PIECE;
 use crate::stream::{Cursor, Event, Stream};
-use crate::sys::newline;
 use crate::walk::{Pages, Tip};
 
 impl<D: Disk> Stream<D> {
@@ -83,7 +82,7 @@ impl<D: Disk> Stream<D> {
         let Spot { block, into } = spot;
         let (begin, end) = (HEADER + into, HEADER + usize::from(block.len));
         let payload = scan.page(block.at)?.get(begin..end).unwrap_or_default();
-        let len = match ends(&block, payload) {
+        let len = match block.ends_first(payload) {
             Some(len) => len as u64,
             None => files.end(&mut scan, &tip, n)? - spot.view(),
         };
@@ -153,7 +152,7 @@ impl<D: Disk> Stream<D> {
             && block.view == view
         {
             let mut rest = &payload[into..];
-            while let Some(end) = ends(&block, rest) {
+            while let Some(end) = block.ends_first(rest) {
                 bytes.extend_from_slice(&rest[..end]);
                 let (index, bytes) = (n + events.len() as u64, std::mem::take(&mut bytes));
                 events.push(Event { index, time: block.time, bytes });
@@ -229,14 +228,5 @@ impl<D: Disk> Stream<D> {
             at = page::place(block.end());
         }
         Ok(out)
-    }
-}
-
-/// Where the event ends, short of its newline, that `rest`, the end of a block's payload, begins
-/// with; None when it goes on in the next block, or there is none.
-fn ends(block: &Block, rest: &[u8]) -> Option<usize> {
-    match block.is(RAW) {
-        true => rest.len().checked_sub(1).filter(|_| block.events > 0),
-        false => newline(rest),
     }
 }

@@ -354,7 +354,7 @@ impl<D: Disk> Stream<D> {
         if files.intact.is_some() || seed != files.seed() {
             return Ok(None);
         }
-        let mut scan = files.scan_to(0, last.min(page::MAX) + page::PAGE);
+        let mut scan = files.scan_to(0, last + page::PAGE);
         let block = scan.sound(seed, last);
         let Some(new) = block.map(|block| Tip::from(&block)).filter(|new| new.whole) else {
             return Ok(None);

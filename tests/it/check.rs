@@ -79,7 +79,7 @@ fn each_fault_is_a_line_and_the_exit_status_1() {
     // The word that says how much there is leads nowhere, or the log is shorter.
     let dir = store();
     let end = blocks(&dir)[6].end();
-    patch(&dir.path().join("s/index"), 0, &3000u64.to_le_bytes());
+    format::set_last(&dir.path().join("s"), 3000);
     let out = check(dir.path(), &[]);
     assert_eq!(lines(&out)[0], format!("stream \"s\", event 10 at byte {end}: {last}"));
     assert_eq!(out.status.code(), Some(1));
@@ -156,6 +156,7 @@ fn what_the_next_use_mends_is_no_fault() {
     for (file, change, expected) in [
         // A word that a crash left behind.
         ("index", Change::Last(1), "5 events of a commit that did not come to its end"),
+        ("index", Change::Word, "it has no index of its own, as in a copy: the next use makes one"),
         // A commit that a crash cut short.
         ("log", Change::Torn, ""),
         // Entries that a power cut lost, or left.
@@ -167,7 +168,9 @@ fn what_the_next_use_mends_is_no_fault() {
         let path = dir.path().join("s").join(file);
         let blocks = blocks(&dir);
         match change {
-            Change::Last(n) => patch(&path, 0, &(blocks[n].at as u64).to_le_bytes()),
+            Change::Last(n) => format::set_last(&dir.path().join("s"), blocks[n].at as u64),
+            // A bit of that.
+            Change::Word => patch(&path, 0, &[fs::read(&path).unwrap()[0] ^ 4]),
             Change::Torn => {
                 let end = blocks[6].end();
                 let torn = Block {
@@ -200,6 +203,7 @@ fn what_the_next_use_mends_is_no_fault() {
 
 enum Change {
     Last(usize),
+    Word,
     Torn,
     Entry(u8),
     Gone,

@@ -1,6 +1,8 @@
 //! Format 2 as the design describes it, a second time and as plainly as it can be said: what a log should hold is
 //! worked out here, not by what is being tested.
 
+use std::os::unix::fs::FileExt;
+
 pub const PAGE: usize = 4096;
 pub const HEAD: usize = 40;
 pub const HEADER: usize = 40;
@@ -65,6 +67,27 @@ pub fn u64_at(bytes: &[u8], at: usize) -> u64 {
 
 fn u32_at(bytes: &[u8], at: usize) -> u32 {
     u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap())
+}
+
+/// What an index begins with that says: the last block is there, of a log of this seed.
+pub fn index_head(last: u64, seed: u64) -> [u8; 16] {
+    let [at, seed] = [last, seed].map(u64::to_le_bytes);
+    let check = u64::from(crc32c(&[seed, at].concat()) as u16) << 48;
+    [(last | check).to_le_bytes(), seed].concat().try_into().unwrap()
+}
+
+/// Where an index says that the last block is; 0 where that is damaged.
+pub fn last(index: &[u8]) -> u64 {
+    let (last, seed) = (u64_at(index, 0) & ((1 << 48) - 1), u64_at(index, 8));
+    if index[..16] == index_head(last, seed) { last } else { 0 }
+}
+
+/// Makes the index of a stream in this directory say that the last block is there.
+pub fn set_last(stream: &std::path::Path, last: u64) {
+    let index = std::fs::File::options().read(true).write(true).open(stream.join("index")).unwrap();
+    let mut seed = [0; 8];
+    index.read_exact_at(&mut seed, 8).unwrap();
+    index.write_all_at(&index_head(last, u64::from_le_bytes(seed)), 0).unwrap();
 }
 
 /// What the head of a log says: seed, first, at, view; when it checks.

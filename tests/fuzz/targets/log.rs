@@ -8,6 +8,7 @@ use super::memory::Memory;
 use super::model::{self, Outcome};
 use super::script::{self, Found, SEED};
 use smolstore::check::Finding;
+use smolstore::page;
 use smolstore::stream::{Cursor, Stream};
 use smolstore::walk::Tip;
 use smolstore::{Error, Event, Store};
@@ -46,22 +47,23 @@ impl<'a> Plan<'a> {
             0xf0.. => self.far,
             end => found.ends[found.ends.len() - 1 - usize::from(end) % found.ends.len()],
         };
-        let mut words = vec![last, seed];
+        let mut words = Vec::new();
         for page in 0..found.log.len() as u64 / 4096 {
             let block = model::Model { log: &found.log, seed: SEED }.parse((page * 4096).max(40));
             words.extend(block.map_or([0, 0], |(block, _)| [block.index, block.view]));
         }
         for &(n, how, by) in &self.edits {
-            let n = 2 + usize::from(n) % words.len();
+            let n = usize::from(n) % (words.len() + 2);
             words.resize(words.len().max(n + 1), 0);
             words[n] = match how % 4 {
                 0 => 0,
                 1 => words[n].wrapping_add_signed(i64::from(by.cast_signed())),
                 2 => u64::from(by) << (how >> 2),
-                _ => words[2 + usize::from(by) % (words.len() - 2)],
+                _ => words[usize::from(by) % words.len()],
             };
         }
-        let mut index: Vec<u8> = words.into_iter().flat_map(u64::to_le_bytes).collect();
+        let mut index = page::encode_index(last % page::LONGEST, seed).to_vec();
+        index.extend(words.into_iter().flat_map(u64::to_le_bytes));
         if self.kind % 16 == 3 {
             index.truncate(self.end.into());
         }
@@ -83,15 +85,10 @@ impl Expected {
     /// Of what is on the disk now.
     fn of(disk: &Memory) -> Expected {
         let (log, index) = (disk.get("log").unwrap_or_default(), disk.get("index"));
-        let index = index.unwrap_or_default();
-        let word = |at: usize| {
-            let mut word = [0; 8];
-            let there = index.get(at..).unwrap_or_default();
-            let len = there.len().min(8);
-            word[..len].copy_from_slice(&there[..len]);
-            u64::from_le_bytes(word)
-        };
-        let outcome = model::recover(&log, (word(0), word(8)), &Tip::default());
+        let mut index = index.unwrap_or_default();
+        index.resize(index.len().max(16), 0);
+        let index = index.first_chunk().map(page::decode_index).unwrap();
+        let outcome = model::recover(&log, index, &Tip::default());
         let events = model::events(&log, &outcome);
         let blocks = model::intact(&log, &outcome).into_iter();
         let view = blocks.map(|(block, payload)| (block.view, payload.to_vec())).collect();

@@ -3,11 +3,10 @@
 
 use super::machine::Machine;
 use super::writers::{KINDS, Writers};
-use crate::format::{HEAD, HEADER, PAGE, blocks};
+use crate::format::{self, HEAD, HEADER, PAGE, blocks};
 use crate::harness::*;
 use std::fs::{self, File};
 use std::io::Write;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
@@ -546,9 +545,7 @@ fn a_file_system_that_became_read_only_can_be_read() {
     }
     m.stop();
     // What a crash leaves: it is to be recovered.
-    let index = File::options().write(true).open(store.join("behind/index")).unwrap();
-    index.write_all_at(&(HEAD as u64).to_le_bytes(), 0).unwrap();
-    drop(index);
+    format::set_last(&store.join("behind"), HEAD as u64);
     fs::remove_file(store.join("bare/index")).unwrap();
     m.restart();
     let remount = |how: &str| {

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use smolstore::disk::{Disk, Names, Stat};
-use smolstore::page::{Block, HEAD};
+use smolstore::page::{self, Block, HEAD};
 use smolstore::walk::Tip;
 
 use super::forge;
@@ -601,11 +601,8 @@ impl World {
     }
     /// So many events of a stream every reader is told of: those up to the block that the index names.
     pub(super) fn published(&self, stream: u64) -> u64 {
-        let word = |at: usize| {
-            let bytes = self.index(stream).get(at..at + 8)?;
-            bytes.try_into().ok().map(u64::from_le_bytes)
-        };
-        let known = forge::blocks(self.log(stream)).zip(word(0).zip(word(8)));
+        let index = self.index(stream).first_chunk().map(page::decode_index);
+        let known = forge::blocks(self.log(stream)).zip(index);
         let Some(((head, blocks), (last, _))) = known.filter(|((h, _), (_, seed))| h.seed == *seed)
         else {
             return 0;
@@ -622,20 +619,19 @@ impl World {
     pub(super) fn tip_of(&self, name: &str) -> Tip {
         self.dir(name).map(|stream| self.tip(stream)).unwrap_or_default()
     }
-    /// An index loses some of what it says, or says something else: not where the log ends, of
-    /// which there is no other word, but nothing instead.
+    /// An index loses some of what it says, or says something else.
     pub(super) fn spoil(&mut self, path: &Path) -> bool {
         let Ok(ino) = self.ino(path) else { return false };
         let World { rng, files, .. } = self;
-        let Some(index) = files.get_mut(&ino).filter(|index| index.cache.len() > 8) else {
+        let Some(index) = files.get_mut(&ino).filter(|index| !index.cache.is_empty()) else {
             return false;
         };
         match rng.below(3) {
             0 => index.write(&[0; 16], 0),
-            1 => index.write(&rng.next().to_le_bytes()[..1], 8 + rng.below(8)),
+            1 => index.write(&rng.next().to_le_bytes()[..1], rng.below(16)),
             _ => {
                 for _ in 0..=rng.below(3) {
-                    let at = 8 + rng.below(index.cache.len() - 8);
+                    let at = rng.below(index.cache.len());
                     index.write(&rng.next().to_le_bytes()[..1], at);
                 }
             }

@@ -16,12 +16,10 @@ use super::{Sim, Stream, forge};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Index {
     Intact,
-    /// It is gone, or its log's seed is not in it.
+    /// It is gone, or what it begins with is damaged.
     Lost,
     /// Some hints are wrong.
     Hints,
-    /// It says something else of the end, and maybe nothing true.
-    Last,
 }
 
 /// What was damaged, and what must be there all the same.
@@ -58,7 +56,7 @@ impl Harm {
 
     /// Whether it may be.
     fn may_end(&self) -> bool {
-        self.must_end() || self.index == Index::Last || self.live && (self.last || self.head)
+        self.must_end() || self.live && (self.last || self.head)
     }
 }
 
@@ -133,7 +131,7 @@ impl Sim {
             spots.extend(wrong);
         }
         let bad = Head::decode(log.first_chunk().unwrap_or(&[0; HEAD])).is_none();
-        let mut index = w.rng.one_of(&[Index::Intact, Index::Lost, Index::Hints, Index::Last]);
+        let mut index = w.rng.one_of(&[Index::Intact, Index::Lost, Index::Hints]);
         if bad && index == Index::Lost {
             // Nobody can tell then what is a block.
             index = Index::Intact;
@@ -143,13 +141,13 @@ impl Sim {
         w.note(format!("  {name}: {end} bytes, damaged at {some:?}, index {index:?}, live {live}"));
         match index {
             Index::Intact => {}
-            Index::Lost => {
+            Index::Lost if w.rng.below(2) == 0 => {
                 let _ = w.unlink(Path::new(&format!("{name}/index")));
                 w.settle_names(stream);
             }
-            Index::Hints | Index::Last => {
+            Index::Lost | Index::Hints => {
                 let mut bytes = w.index(stream).to_vec();
-                spoil(&mut w.rng, &mut bytes, index == Index::Last);
+                spoil(&mut w.rng, &mut bytes, index == Index::Lost);
                 w.overwrite(stream, "index", &bytes);
             }
         }
@@ -298,10 +296,10 @@ fn view(stream: &Arc<Stream>, harm: &Harm, some: &[u64]) -> ControlFlow<String> 
     ControlFlow::Continue(())
 }
 
-/// Makes an index say something else: of pages, or of the end.
-fn spoil(rng: &mut Rng, index: &mut [u8], last: bool) {
-    if last {
-        index[rng.below(8)] ^= 1 << rng.below(8);
+/// Makes an index say something else: of pages, also of the end or of which log it is.
+fn spoil(rng: &mut Rng, index: &mut [u8], begin: bool) {
+    if begin {
+        index[rng.below(16)] ^= 1 + rng.below(255) as u8;
     }
     for _ in 0..rng.below(4) {
         if index.len() > 16 {
