@@ -115,8 +115,7 @@ impl Client for Files {
 
     fn scan(&mut self) -> (u64, u64) {
         let mut file = File::open(&self.events).expect("open");
-        // As much at a time as cat takes.
-        let mut buffer = vec![0; 128 << 10];
+        let mut buffer = vec![0; 1 << 20];
         let (mut bytes, mut sum) = (0, 0);
         loop {
             match file.read(&mut buffer).expect("read") {

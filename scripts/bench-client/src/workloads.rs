@@ -185,25 +185,6 @@ pub fn follow(arguments: &Arguments) {
     );
 }
 
-/// `followers` that wait, and wait, until standard input ends.
-pub fn idle(arguments: &Arguments) {
-    let followers = arguments.number("followers");
-    let (ready, is_ready) = mpsc::channel();
-    for _ in 0..followers {
-        let (ready, mut client) = (ready.clone(), arguments.connect(arguments.text("stream")));
-        let wait = move || {
-            client.follow(&mut || ready.send(()).expect("main waits"), &mut |_| true);
-        };
-        // 2 MiB of address space each, as is usual, would be much for so many.
-        let thread = std::thread::Builder::new().stack_size(64 << 10).spawn(wait);
-        thread.expect("a thread");
-    }
-    (0..followers).for_each(|_| is_ready.recv().expect("a follower"));
-    println!("{{\"followers\": {followers}}}");
-    let _ = std::io::stdin().read(&mut [0]);
-    std::process::exit(0);
-}
-
 /// `times` directories in a directory.
 pub fn mkdir(arguments: &Arguments) {
     let times = arguments.number("times");
@@ -216,33 +197,6 @@ pub fn mkdir(arguments: &Arguments) {
     };
     let mut taken: Vec<u64> = (0..times).map(timed).collect();
     report(times, times, start.elapsed().as_secs_f64(), &mut taken);
-}
-
-/// `times` appends of one event, each to any of `streams` streams, by `clients` at once.
-pub fn touch(arguments: &Arguments) {
-    let (times, streams) = (arguments.number("times"), arguments.number("streams"));
-    let clients = arguments.number("clients");
-    let event = event();
-    let start = Instant::now();
-    let toucher = |i: u64| {
-        let mut state = arguments.number("seed") * 64 + i;
-        let timed = |_| {
-            let stream = format!("{:06}", random(&mut state) % streams);
-            let before = Instant::now();
-            arguments.connect(&stream).append(&event, 1);
-            nanos(before)
-        };
-        (0..times / clients).map(timed).collect::<Vec<u64>>()
-    };
-    let mut taken: Vec<u64> = std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..clients)
-            .map(|i| scope.spawn(move || toucher(i)))
-            .collect();
-        let join = |thread: std::thread::ScopedJoinHandle<_>| thread.join().expect("a toucher");
-        threads.into_iter().flat_map(join).collect()
-    });
-    let done = taken.len() as u64;
-    report(done, done, start.elapsed().as_secs_f64(), &mut taken);
 }
 
 /// `events` lines on standard output.
