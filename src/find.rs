@@ -8,23 +8,10 @@ use std::cell::Cell;
 use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::log::{Files, Scan, read_full};
-use crate::page::{self, Block, ENTRY, HEADER, Head, PAGE, u64_at};
+use crate::page::{self, Block, ENTRY, HEADER, Head, PAGE, Spot, u64_at};
 use crate::spill::write_all;
+use crate::sys::lock;
 use crate::walk::{Pages, Tip};
-
-/// A byte of the view: the block in which it is, and where in its payload.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Spot {
-    pub(crate) block: Block,
-    pub(crate) into: usize,
-}
-
-impl Spot {
-    /// Its offset in the view.
-    pub(crate) fn view(&self) -> u64 {
-        self.block.view + self.into as u64
-    }
-}
 
 impl<D: Disk> Files<D> {
     /// What the index says of a page, if it does.
@@ -90,6 +77,18 @@ impl<D: Disk> Files<D> {
         Ok((known, high))
     }
 
+    /// What `pick` finds in a block that is before the end.
+    fn in_block(
+        scan: &mut Scan<'_, D>,
+        tip: &Tip,
+        block: Block,
+        pick: impl FnOnce(&Block, &[u8]) -> Option<usize>,
+    ) -> Result<Option<Spot>> {
+        let payload = scan.page(block.at)?.get(HEADER..HEADER + usize::from(block.len));
+        let found = pick(&block, payload.unwrap_or_default()).filter(|_| block.at < tip.end);
+        Ok(found.map(|into| Spot { block, into }))
+    }
+
     /// The first place on the page `page`, in what is kept, that `pick` finds in a block.
     fn on_page(
         &self,
@@ -103,10 +102,9 @@ impl<D: Disk> Files<D> {
             let Some(block) = scan.next(self.seed(), at)? else {
                 break;
             };
-            let payload = scan.page(block.at)?.get(HEADER..HEADER + usize::from(block.len));
-            let payload = payload.unwrap_or_default();
-            if let Some(into) = pick(&block, payload).filter(|_| block.at < tip.end) {
-                return Ok(Some(Spot { block, into }));
+            let found = Self::in_block(scan, tip, block, &mut pick)?;
+            if found.is_some() {
+                return Ok(found);
             }
             at = block.end();
         }
@@ -122,7 +120,7 @@ impl<D: Disk> Files<D> {
         before: impl Fn(u64, u64) -> bool,
         pick: impl Fn(&Block, &[u8]) -> Option<usize>,
     ) -> Result<Option<Spot>> {
-        let head = self.head()?;
+        let head = *lock(&self.head);
         // What the index says wrongly its pages know better.
         for ask in [false, true] {
             let told = |at| Ok(self.entry(scan, at, ask)?.map(|(index, view)| before(index, view)));
@@ -138,21 +136,38 @@ impl<D: Disk> Files<D> {
         Ok(None)
     }
 
+    /// The event that was found last, if it is the one and still checks.
+    fn found_before(
+        &self,
+        scan: &mut Scan<'_, D>,
+        is: impl Fn(u64, &Spot) -> bool,
+    ) -> Option<Spot> {
+        let (_, spot) = lock(&self.found).filter(|(n, spot)| is(*n, spot))?;
+        (scan.sound(self.seed(), spot.block.at) == Some(spot.block)).then_some(spot)
+    }
+
     /// Where event `n` begins, which is kept and below the count.
     pub(crate) fn event(&self, scan: &mut Scan<'_, D>, tip: &Tip, n: u64) -> Result<Spot> {
+        if let Some(spot) = self.found_before(scan, |found, _| found == n) {
+            return Ok(spot);
+        }
         let found =
             self.find(scan, tip, |index, _| index < n, |block, payload| block.begins(payload, n))?;
+        *lock(&self.found) = found.map(|spot| (n, spot));
         found.map_or_else(|| self.missing(n), Ok)
     }
 
     /// Where the byte `view` of the view is, which is kept and before the end.
     pub(crate) fn byte(&self, scan: &mut Scan<'_, D>, tip: &Tip, view: u64) -> Result<Spot> {
+        if let Some(spot) = self.found_before(scan, |_, spot| spot.view() == view) {
+            return Ok(spot);
+        }
         let holds = |block: &Block, _: &[u8]| {
             let into = view.checked_sub(block.view)?;
             (into < block.len.into()).then_some(into as usize)
         };
         // The event that begins a page last before it, as far as the pages know.
-        let last = Cell::new(self.head()?.first);
+        let last = Cell::new(lock(&self.head).first);
         let before = |index: u64, begins| {
             last.set(if begins <= view { index.max(last.get()) } else { last.get() });
             begins <= view
@@ -171,7 +186,7 @@ impl<D: Disk> Files<D> {
     /// The first event committed at or after `time`; a damaged one before it, which may be of that
     /// time, too. What cannot be read is an error, for nobody would know that it is too early.
     pub(crate) fn since(&self, scan: &mut Scan<'_, D>, tip: &Tip, time: u64) -> Result<u64> {
-        let head = self.head()?;
+        let head = *lock(&self.head);
         let told = |at| {
             let block = scan.next(self.seed(), page::first_in_page(at))?;
             Ok(block.map(|block| block.time < time))

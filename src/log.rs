@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use crate::disk::Disk;
 use crate::error::{Error, Result};
-use crate::page::{self, Block, HEAD, Head, INDEX_HEAD, PAGE};
+use crate::page::{self, Block, HEAD, Head, INDEX_HEAD, PAGE, Spot};
 use crate::spill::{PIECE, write_all};
 use crate::sys::lock;
 use crate::walk::{self, Evidence, Found, Gap, Pages, Tip};
@@ -40,6 +40,8 @@ pub(crate) struct Files<D: Disk> {
     pub(crate) dead: u32,
     /// `last` when the end of the stream was last worked out from it.
     pub(crate) seen: AtomicU64,
+    /// Where an event was found last: whoever looks one up, opens and reads it asks three times.
+    pub(crate) found: Mutex<Option<(u64, Spot)>>,
 }
 
 impl<D: Disk> Files<D> {
@@ -59,6 +61,7 @@ impl<D: Disk> Files<D> {
             stale: AtomicBool::new(false),
             dead: 0,
             seen: AtomicU64::new(0),
+            found: Mutex::default(),
         };
         files.log = files.open_one("log")?;
         files.write &= files.unmended.is_none();

@@ -187,6 +187,20 @@ impl Block {
     }
 }
 
+/// A byte of the view: the block in which it is, and where in its payload.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Spot {
+    pub(crate) block: Block,
+    pub(crate) into: usize,
+}
+
+impl Spot {
+    /// Its offset in the view.
+    pub(crate) fn view(&self) -> u64 {
+        self.block.view + self.into as u64
+    }
+}
+
 /// The block at offset `at` of the log with this seed, and its payload; `bytes` are what is there,
 /// up to the end of the page at most. None when it does not check.
 pub fn decode(seed: u64, at: u64, bytes: &[u8]) -> Option<(Block, &[u8])> {

@@ -5,9 +5,8 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use crate::disk::Disk;
 use crate::error::{Error, Result};
-use crate::find::Spot;
 use crate::log::Files;
-use crate::page::{self, HEADER, Head, PAGE};
+use crate::page::{self, HEADER, Head, PAGE, Spot};
 use crate::spill::PIECE;
 use crate::stream::{Cursor, Event, Stream};
 use crate::walk::{Pages, Tip};
@@ -15,28 +14,35 @@ use crate::walk::{Pages, Tip};
 impl<D: Disk> Stream<D> {
     /// The count, for who is told by it that an index is taken.
     pub(crate) fn taken(self: &Arc<Self>) -> Result<u64> {
-        let (mut files, mut tip) = self.look()?;
+        let (mut files, mut tip) = self.look_at_end()?;
         if files.unmended.is_some() {
             // It may have come right.
             files.stale.store(true, Relaxed);
-            (files, tip) = self.look()?;
+            (files, tip) = self.look_at_end()?;
         }
         files.unmended.clone().map_or(Ok(tip.count), Err)
     }
 
     /// The number of events there ever were: the index that the next one gets.
     pub fn count(self: &Arc<Self>) -> Result<u64> {
-        self.count_for(u64::MAX)
-    }
-
-    /// The same, for who looks for event `n`: one that is there is so also where the end is not known.
-    pub(crate) fn count_for(self: &Arc<Self>, n: u64) -> Result<u64> {
-        let (files, tip) = self.look()?;
+        let (files, tip) = self.look_at_end()?;
         // A commit whose outcome is not known may come to be counted.
-        if n >= tip.count && files.unmended.is_some() {
+        if files.unmended.is_some() {
             self.ended(&files)?;
         }
         Ok(tip.count)
+    }
+
+    /// Whether event `n` is there; if not, it is the next to come.
+    ///
+    /// # Errors
+    /// NotFound when it is neither, Dropped.
+    pub(crate) fn has(self: &Arc<Self>, n: u64) -> Result<bool> {
+        match self.keeps(n).map(|_| true) {
+            // It may have come meanwhile.
+            Err(Error::NotFound) if n <= self.count()? => Ok(n < self.count()?),
+            there => there,
+        }
     }
 
     /// The head of the log: which events are kept.
@@ -52,7 +58,10 @@ impl<D: Disk> Stream<D> {
     /// The files and the end of a stream that keeps event `n`. NotFound when it is not there yet,
     /// Dropped when it is no more.
     fn keeps(self: &Arc<Self>, n: u64) -> Result<(Arc<Files<D>>, Tip)> {
-        let (files, tip) = self.look()?;
+        let (mut files, mut tip) = self.look()?;
+        if n >= tip.count {
+            (files, tip) = self.look_at_end()?;
+        }
         if n >= tip.count {
             return Err(self.absent(n));
         }
@@ -64,9 +73,10 @@ impl<D: Disk> Stream<D> {
 
     /// The view offset of event `n`; `n` may be the count, NotFound when it is more.
     pub(crate) fn view(self: &Arc<Self>, n: u64) -> Result<u64> {
-        match self.look()? {
-            (_, tip) if n == tip.count => Ok(tip.view),
-            (files, _) if n == files.head()?.first => Ok(files.head()?.view),
+        let (files, tip) = self.look()?;
+        match files.head()? {
+            _ if n == tip.count => Ok(tip.view),
+            head if n == head.first => Ok(head.view),
             _ => {
                 let (files, tip) = self.keeps(n)?;
                 Ok(files.event(&mut files.scan_seen(0, &tip), &tip, n)?.view())
@@ -109,7 +119,7 @@ impl<D: Disk> Stream<D> {
     /// The events from `n` on, up to the last there is now. NotFound when `n` is beyond the count.
     /// Where the disk lost events, an error behind the last: there may have been more.
     pub fn read(self: &Arc<Self>, n: u64) -> Result<impl Iterator<Item = Result<Event>> + use<D>> {
-        let (files, tip) = self.look()?;
+        let (files, tip) = self.look_at_end()?;
         if n > tip.count {
             return Err(self.absent(n));
         }
@@ -168,10 +178,11 @@ impl<D: Disk> Stream<D> {
     /// The first event committed at or after `time` (nanoseconds since the Unix epoch); the count
     /// when there is none.
     pub fn since(self: &Arc<Self>, time: u64) -> Result<u64> {
-        let (files, tip) = self.look()?;
+        let (files, tip) = self.look_at_end()?;
         if tip.time < time {
             return Ok(tip.count);
         }
+        files.head()?;
         files.since(&mut files.scan_seen(0, &tip), &tip, time)
     }
 
@@ -184,11 +195,14 @@ impl<D: Disk> Stream<D> {
         size: usize,
         cursor: &mut Cursor,
     ) -> Result<Vec<u8>> {
-        let (files, tip) = self.look()?;
-        let left = usize::try_from(tip.view.saturating_sub(view)).unwrap_or(usize::MAX);
-        if left == 0 && size > 0 {
-            self.ended(&files)?;
+        let (mut files, mut tip) = self.look()?;
+        if tip.view <= view && size > 0 {
+            (files, tip) = self.look_at_end()?;
+            if tip.view <= view {
+                self.ended(&files)?;
+            }
         }
+        let left = usize::try_from(tip.view.saturating_sub(view)).unwrap_or(usize::MAX);
         let size = size.min(left);
         let mut out = Vec::with_capacity(size);
         if size == 0 {

@@ -274,28 +274,37 @@ impl<D: Disk> Stream<D> {
 
     /// The files, and how much there is to see now.
     pub(crate) fn look(self: &Arc<Self>) -> Result<(Arc<Files<D>>, Tip)> {
+        self.opened(|files| self.seen(files))
+    }
+
+    /// The same for who asks what is at the end, and may try again what is not there: nobody has left a
+    /// commit behind it.
+    pub(crate) fn look_at_end(self: &Arc<Self>) -> Result<(Arc<Files<D>>, Tip)> {
+        self.opened(|files| match self.seen(files)? {
+            Some(tip) if !self.orphaned(files, &tip)? => Ok(Some(tip)),
+            _ => Ok(None),
+        })
+    }
+
+    /// The files for which `stands` says how much there is to see; None: they are to be opened again.
+    fn opened(
+        self: &Arc<Self>,
+        stands: impl Fn(&Files<D>) -> Result<Option<Tip>>,
+    ) -> Result<(Arc<Files<D>>, Tip)> {
         // What is opened anew is right, unless it changed again.
         let mut failed = None;
         for _ in 0..4 {
             let files = self.files()?;
-            match self.standing(&files) {
+            match stands(&files) {
                 Ok(Some(tip)) => return Ok((files, tip)),
                 // Files that fail may be dead, and STORE be mounted anew.
                 Err(error) if failed.is_some() => return Err(self.given_up(error)),
-                standing => failed = standing.err().or(failed),
+                stands => failed = stands.err().or(failed),
             }
             drop(files);
             self.close();
         }
         Err(self.os("index")(std::io::Error::other("it does not stay this stream's")))
-    }
-
-    /// How much there is to see now, unless the stream is to be opened again.
-    fn standing(&self, files: &Files<D>) -> Result<Option<Tip>> {
-        match self.seen(files)? {
-            Some(tip) if !self.orphaned(files, &tip)? => Ok(Some(tip)),
-            _ => Ok(None),
-        }
     }
 
     /// Closes the files after a call on them has failed.
@@ -385,7 +394,7 @@ impl<D: Disk> Stream<D> {
 
     /// That there is no event `n`; or why nobody knows.
     pub(crate) fn absent(self: &Arc<Self>, n: u64) -> Error {
-        let known = self.look().and_then(|(files, _)| self.ended(&files));
+        let known = self.look_at_end().and_then(|(files, _)| self.ended(&files));
         match known.err() {
             Some(Error::Damaged { stream, what, .. }) => Error::Damaged { stream, index: n, what },
             error => error.unwrap_or(Error::NotFound),
@@ -394,7 +403,7 @@ impl<D: Disk> Stream<D> {
 
     /// Whoever has seen less than this of the view has something to see: more, or an error.
     pub(crate) fn news(self: &Arc<Self>) -> Result<u64> {
-        let (files, tip) = self.look()?;
+        let (files, tip) = self.look_at_end()?;
         Ok(self.ended(&files).map_or(u64::MAX, |()| tip.view))
     }
 

@@ -209,9 +209,7 @@ impl Tree {
     pub fn lookup(&self, parent: u64, name: &OsStr) -> Result<Attr> {
         let node = self.find(Node::of(parent)?, name)?;
         let attr = || match node.kind {
-            Kind::At if node.index >= self.stream(node)?.count_for(node.index)? => {
-                Err(self.stream(node)?.absent(node.index))
-            }
+            Kind::At if !self.stream(node)?.has(node.index)? => Err(Error::NotFound),
             _ => self.attr_of(node),
         };
         attr().inspect_err(|_| self.forget(node.number(), 1))
@@ -226,15 +224,11 @@ impl Tree {
                 let index = self.stream(parent)?.since(time)?.min(INDICES);
                 parent.beside(Kind::Link, NAMED.len() as u64 + index)
             }
-            (Some(_), Some(Horizon::Index(index))) if index < self.stream(parent)?.first()? => {
-                return Err(Error::Dropped);
-            }
-            (Some(view), Some(Horizon::Index(index)))
-                if index <= self.stream(parent)?.count_for(index)?.min(INDICES) =>
-            {
+            (Some(_), Some(Horizon::Index(n))) if n > INDICES => return Err(Error::NotFound),
+            (Some(view), Some(Horizon::Index(index))) => {
+                self.stream(parent)?.has(index)?;
                 parent.beside(view, index)
             }
-            (Some(_), Some(Horizon::Index(n))) => return Err(self.stream(parent)?.absent(n)),
             _ if parent.kind == Kind::Root && is_stream_name(name) => {
                 let identity = self.identity(name)?;
                 return Ok(Node::stream(lock(&self.names).number(name, identity)?));
