@@ -296,7 +296,7 @@ fn copy(to: &Path) {
     };
     without("tests/it/main.rs", &|line| line.starts_with("mod ") && line != "mod sim;");
     without("tests/it/sim.rs", &|line| line == "mod faults;");
-    for file in ["disk.rs", "forge.rs", "harm.rs", "model.rs", "work.rs"] {
+    for file in ["disk.rs", "forge.rs", "harm.rs", "model.rs", "names.rs", "reads.rs", "work.rs"] {
         let path = format!("tests/it/sim/{file}");
         write(&to.join(&path), &read(&path));
     }
