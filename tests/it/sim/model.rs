@@ -49,7 +49,7 @@ pub(super) struct Known {
     /// The first event that was there when it was last looked at.
     seen: u64,
     /// Somebody tried to remove it when it may have kept nothing.
-    doomed: bool,
+    pub(super) doomed: bool,
 }
 
 impl Known {
@@ -130,6 +130,16 @@ impl Model {
     pub(super) fn in_doubt(&self, stream: u64) -> bool {
         let mut attempts = self.attempts.values();
         attempts.any(|a| [stream, 0].contains(&a.meant) && a.in_doubt())
+    }
+
+    /// Whether a stream certainly keeps nothing.
+    pub(super) fn is_empty(&self, stream: u64) -> bool {
+        let known = self.known(stream);
+        let nowhere = |a: &Attempt| a.place.is_some() && a.home.is_none() && !a.refused;
+        known.floor == known.first
+            && known.first == known.most()
+            && !self.in_doubt(stream)
+            && !self.attempts.values().any(nowhere)
     }
 
     /// An append was answered. `home`: the stream, where that is certain.

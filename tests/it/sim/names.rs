@@ -34,6 +34,10 @@ impl Sim {
         };
         let (count, before) = (events.len() as u64, self.before(name));
         let known = self.model(|model| model.known(before.stream));
+        if known.doomed && count < known.floor {
+            // It was removed, but for its directory.
+            return;
+        }
         let n = match self.roll(8) {
             0 | 1 => count,
             2 => first,
@@ -76,8 +80,8 @@ impl Sim {
 
     pub(super) fn remove(&self, engine: usize, store: &Engine, name: &str) {
         let before = self.before(name);
-        let (known, in_doubt) =
-            self.model(|model| (model.known(before.stream), model.in_doubt(before.stream)));
+        let (known, empty) =
+            self.model(|model| (model.known(before.stream), model.is_empty(before.stream)));
         let doomed = self.model(|model| model.doom(before.stream, true));
         let result = store.remove(name);
         self.note(format!("  {engine} removes {name}: {result:?}"));
@@ -86,7 +90,6 @@ impl Sim {
             self.model(|model| model.doom(before.stream, doomed));
         }
         let there = self.world().dir(name).ok() == Some(before.stream);
-        let empty = known.floor == known.first && known.most() == known.first && !in_doubt;
         let fits = match &result {
             Ok(()) => !there,
             Err(Error::NotFound) => before.stream == 0 || !quiet,

@@ -16,7 +16,9 @@ impl Sim {
             return;
         };
         self.note(format!("  {engine} reads {name}"));
-        let dropped = self.model(|model| model.known(before.stream).first);
+        let known = self.model(|model| model.known(before.stream));
+        // It may be used anew.
+        let dropped = if known.doomed { 0 } else { known.first };
         let (Ok(first), Ok(count)) = (stream.first(), stream.count()) else { return };
         let mut seen: Vec<(u64, Result<Event, Error>)> = Vec::new();
         for _ in 0..4 {

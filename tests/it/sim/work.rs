@@ -47,7 +47,8 @@ impl Sim {
         let names = self.world().climate.names;
         let name = NAMES[self.roll(names).min(self.roll(names))];
         let (roll, changes) = (self.roll(100), self.world().climate.changes);
-        let (drops, unlinks) = (self.world().climate.drops, self.world().climate.unlinks);
+        let unlinks = self.world().climate.unlinks;
+        let drops = self.world().climate.drops;
         // Nobody takes the name from who is about to drop events.
         let changes = if self.world().steady { 0 } else { changes };
         match roll {
