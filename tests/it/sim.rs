@@ -201,6 +201,9 @@ impl Sim {
             for _ in 0..first.min(2) {
                 match events.next() {
                     Some(Err(Error::Dropped)) => {}
+                    Some(Err(error)) if !matches!(error, Error::Damaged { .. }) => {
+                        return Err(error);
+                    }
                     other => self.fail(format!("{other:?} before event {first} of {name}")),
                 }
             }

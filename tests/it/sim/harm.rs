@@ -248,7 +248,7 @@ impl Sim {
         let fits = match event {
             // Of a head that is damaged nobody may know it.
             Err(Error::Dropped) => n < harm.first,
-            _ if n < harm.first && (!harm.head || harm.live) => false,
+            _ if n < harm.first && !harm.head => false,
             Ok(event) => harm.all.get(n as usize) == Some(event),
             Err(Error::NotFound) => n >= there && !harm.must(n),
             Err(Error::Damaged { .. }) => !harm.must(n),

@@ -112,12 +112,16 @@ impl Model {
         known.first = first.max(known.first);
     }
 
-    /// Somebody is about to remove the stream, or could not for the events in it: whether it may be gone;
-    /// and whether it might have been before.
-    pub(super) fn doom(&mut self, stream: u64, doomed: bool) -> bool {
+    /// Somebody is about to remove the stream: others may drop what it keeps meanwhile. Whether it may
+    /// have been removed before.
+    pub(super) fn doom(&mut self, stream: u64) -> bool {
+        std::mem::replace(&mut self.stream(stream).doomed, true)
+    }
+
+    /// It is certain that it was not, or else it may be where it was empty.
+    pub(super) fn spare(&mut self, stream: u64, doomed: bool, certain: bool) {
         let known = self.stream(stream);
-        let doomed = doomed && (known.doomed || known.may_be_empty());
-        std::mem::replace(&mut known.doomed, doomed)
+        known.doomed = doomed || !certain && known.may_be_empty();
     }
 
     /// Streams that hold events, durably, and cannot have been removed.
@@ -171,7 +175,7 @@ impl Model {
                 let end = first + attempt.events.len() as u64;
                 let new = attempt.time.is_none();
                 if let Some(home) = home {
-                    if new && *first < self.known(home).floor {
+                    if new && *first < self.known(home).most() {
                         self.begin_anew(home);
                     }
                     self.raise(home, end);

@@ -25,6 +25,13 @@ impl Sim {
 
     /// Drops the events before one that is there, or is not.
     pub(super) fn drop_before(&self, engine: usize, store: &Engine, name: &str) {
+        // Nobody takes the name away meanwhile: what was dropped, and of what, would be in doubt.
+        self.world().steady = true;
+        self.drop_some(engine, store, name);
+        self.world().steady = false;
+    }
+
+    fn drop_some(&self, engine: usize, store: &Engine, name: &str) {
         let Some(stream) = self.stream(engine, store, name) else {
             return;
         };
@@ -49,9 +56,7 @@ impl Sim {
         if there {
             self.model(|model| model.dropping(before.stream, n));
         }
-        self.world().steady = true;
         let result = stream.drop_before(n);
-        self.world().steady = false;
         self.note(format!("  {engine} drops {n} of {count} in {name}: {result:?}"));
         let (quiet, sound) = (self.quiet(&before), self.sound(&before));
         let now = self.model(|model| model.known(before.stream));
@@ -82,13 +87,12 @@ impl Sim {
         let before = self.before(name);
         let (known, empty) =
             self.model(|model| (model.known(before.stream), model.is_empty(before.stream)));
-        let doomed = self.model(|model| model.doom(before.stream, true));
+        let doomed = self.model(|model| model.doom(before.stream));
         let result = store.remove(name);
         self.note(format!("  {engine} removes {name}: {result:?}"));
         let quiet = self.quiet(&before);
-        if quiet && result == Err(Error::NotEmpty) {
-            self.model(|model| model.doom(before.stream, doomed));
-        }
+        let spared = quiet && result == Err(Error::NotEmpty);
+        self.model(|model| model.spare(before.stream, doomed, spared));
         let there = self.world().dir(name).ok() == Some(before.stream);
         let fits = match &result {
             Ok(()) => !there,
@@ -110,13 +114,12 @@ impl Sim {
     pub(super) fn rename(&self, engine: usize, store: &Engine, from: &str) {
         let to = NAMES[self.roll(NAMES.len())];
         let (before, taken) = (self.before(from), self.before(to).stream);
-        let doomed = self.model(|model| model.doom(taken, true));
+        let doomed = self.model(|model| model.doom(taken));
         let result = store.rename(from, to);
         self.note(format!("  {engine} renames {from} to {to}: {result:?}"));
         let quiet = self.quiet(&before);
-        if from == to || quiet && result.is_err() {
-            self.model(|model| model.doom(taken, doomed));
-        }
+        let spared = from == to || quiet && result.is_err();
+        self.model(|model| model.spare(taken, doomed, spared));
         let fits = match &result {
             Ok(()) => true,
             Err(Error::NotFound) => before.stream == 0 || !quiet,
