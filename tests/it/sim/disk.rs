@@ -388,7 +388,7 @@ impl Climate {
             names: rng.one_of(&[1, 1, 2, 3, 5]),
             unlinks: rng.one_of(&[0, 2, 10]),
             changes: 3,
-            drops: rng.one_of(&[0, 5, 15]),
+            drops: rng.one_of(&[0, 5, 30]),
             luck: rng.one_of(&[None, None, None, None, Some(Luck::All), Some(Luck::Most(8))]),
         };
         match rng.below(6) {

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use smolstore::Error;
 
+use super::disk::READER;
 use super::work::NAMES;
 use super::{All, Engine, Sim};
 
@@ -36,7 +37,9 @@ impl Sim {
             return;
         };
         // What was never seen nobody could tell from what is missing.
-        let Some(All { events, first }) = self.check_all(engine, store, name) else {
+        let reader = self.store(READER);
+        let (who, seen) = if self.roll(2) == 0 { (engine, store) } else { (READER, &*reader) };
+        let Some(All { events, first }) = self.check_all(who, seen, name) else {
             return;
         };
         let (count, before) = (events.len() as u64, self.before(name));
@@ -56,7 +59,11 @@ impl Sim {
         if there {
             self.model(|model| model.dropping(before.stream, n));
         }
-        let result = stream.drop_before(n);
+        let mut result = stream.drop_before(n);
+        if matches!(result, Err(Error::Unknown { .. })) && self.roll(2) == 0 {
+            self.note(format!("  {engine} drops {n} in {name}: {result:?}, again"));
+            result = stream.drop_before(n);
+        }
         self.note(format!("  {engine} drops {n} of {count} in {name}: {result:?}"));
         let (quiet, sound) = (self.quiet(&before), self.sound(&before));
         let now = self.model(|model| model.known(before.stream));

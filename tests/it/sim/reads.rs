@@ -41,7 +41,7 @@ impl Sim {
         if self.world().moves != before.moves {
             return;
         }
-        let view = self.read_view(&stream, before.stream);
+        let view = self.read_view(&stream, before.stream, self.a_byte(before.stream, first));
         let times: Vec<u64> =
             seen.iter().filter_map(|(_, e)| Some(e.as_ref().ok()?.time)).collect();
         let time = self.a_time(&times);
@@ -105,9 +105,18 @@ impl Sim {
         [0, u64::MAX, time - time.min(1), time, time + 1][self.roll(5)]
     }
 
+    /// A place in the view: anywhere, or where what is kept begins, or just before.
+    fn a_byte(&self, stream: u64, first: u64) -> u64 {
+        let gone = self.model(|model| model.remember(stream, first));
+        let gone: usize = gone.iter().map(|event| event.bytes.len() + 1).sum();
+        match self.roll(4) {
+            0 => gone.saturating_sub(self.roll(2)) as u64,
+            _ => self.roll([100, 3000, 100_000][self.roll(3)]) as u64,
+        }
+    }
+
     /// Reads a part of the view in order: its offset, the bytes, and how that ended.
-    fn read_view(&self, stream: &Arc<Stream>, of: u64) -> View {
-        let from = self.roll([100, 3000, 100_000][self.roll(3)]) as u64;
+    fn read_view(&self, stream: &Arc<Stream>, of: u64, from: u64) -> View {
         let (mut bytes, mut ended) = (Vec::new(), Ok(true));
         // The hint may be from long ago.
         let mut cursor = lock(&self.cursors).get(&of).copied().unwrap_or_default();
