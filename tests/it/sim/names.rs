@@ -27,26 +27,26 @@ impl Sim {
     /// Drops the events before one that is there, or is not.
     pub(super) fn drop_before(&self, engine: usize, store: &Engine, name: &str) {
         // Nobody takes the name away meanwhile: what was dropped, and of what, would be in doubt.
-        self.world().steady = true;
-        self.drop_some(engine, store, name);
-        self.world().steady = false;
+        let others = std::mem::replace(&mut self.world().steady, true);
+        let emptied = self.drop_some(engine, store, name).unwrap_or(false);
+        self.world().steady = others;
+        if emptied && !others && self.roll(3) == 0 {
+            self.remove(engine, store, name);
+        }
     }
 
-    fn drop_some(&self, engine: usize, store: &Engine, name: &str) {
-        let Some(stream) = self.stream(engine, store, name) else {
-            return;
-        };
+    /// Whether all events were dropped.
+    fn drop_some(&self, engine: usize, store: &Engine, name: &str) -> Option<bool> {
+        let stream = self.stream(engine, store, name)?;
         // What was never seen nobody could tell from what is missing.
         let reader = self.store(READER);
         let (who, seen) = if self.roll(2) == 0 { (engine, store) } else { (READER, &*reader) };
-        let Some(All { events, first }) = self.check_all(who, seen, name) else {
-            return;
-        };
+        let All { events, first } = self.check_all(who, seen, name)?;
         let (count, before) = (events.len() as u64, self.before(name));
         let known = self.model(|model| model.known(before.stream));
         if known.doomed && count < known.floor {
             // It was removed, but for its directory.
-            return;
+            return None;
         }
         let n = match self.roll(8) {
             0 | 1 => count,
@@ -84,10 +84,8 @@ impl Sim {
         });
         if result.is_ok() {
             self.model(|model| model.dropped(before.stream, n));
-            if n == count && self.roll(3) == 0 {
-                self.remove(engine, store, name);
-            }
         }
+        Some(result.is_ok() && n == count)
     }
 
     pub(super) fn remove(&self, engine: usize, store: &Engine, name: &str) {
