@@ -71,6 +71,8 @@ impl Sim {
             Ok(()) => there && n >= now.first,
             Err(Error::Invalid) => !there || n < now.most(),
             Err(Error::Damaged { .. }) => !sound,
+            // It has no name any more, or not yet.
+            Err(Error::NotFound) => count == 0 || !quiet,
             Err(Error::Stopped { .. }) => false,
             Err(_) => !quiet,
         };

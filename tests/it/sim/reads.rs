@@ -57,6 +57,8 @@ impl Sim {
         };
         self.world().count("reads compared");
         let known = self.model(|model| model.known(before.stream));
+        // Its files may have been removed meanwhile.
+        let dropped = if known.doomed { 0 } else { dropped };
         for (n, event) in seen {
             let right = match &event {
                 Ok(event) => n >= dropped && all.events.get(n as usize) == Some(event),
