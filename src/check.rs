@@ -11,6 +11,7 @@ use crate::log::{Files, Held, Scan};
 use crate::page::{Block, Head, PAGE, decode};
 use crate::spill::PIECE;
 use crate::store::Store;
+use crate::sys::lock;
 use crate::walk::{self, Gap, Pages, Tip};
 
 /// What a check tells of a stream.
@@ -75,6 +76,7 @@ impl<D: Disk> Store<D> {
         let (last, seed) = files.index_head()?;
         let head = Head::decode(&bytes).or_else(|| Head::mended(&bytes));
         let head = head.unwrap_or(Head { seed, ..Head::default() });
+        *lock(&files.head) = head;
         let mut scan = files.scan(PIECE)?;
         let durable =
             scan.sound(seed, last).filter(|_| seed == head.seed).map(|block| Tip::from(&block));
@@ -87,7 +89,13 @@ impl<D: Disk> Store<D> {
         let limit = durable.map_or(scan.end(), |tip| tip.end);
         let mut pages = Checked { scan, limit, here: from, wrong: 0, progress };
         let proof = durable.map_or(0, |tip| tip.at);
-        let walked = walk::walk(&mut pages, head.seed, from, proof, &mut |gap| tell(gap.into()));
+        let walked = walk::walk(&mut pages, head.seed, from, proof, &mut |gap| {
+            // Another mount may have dropped it meanwhile.
+            let kept = files.head().map_or(0, |head| head.first);
+            if gap.next > kept {
+                tell(Gap { first: gap.first.max(kept), ..gap }.into());
+            }
+        });
         let Checked { here, wrong, .. } = pages;
         let tip = walked.map_or_else(
             |error| {

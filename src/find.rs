@@ -172,8 +172,11 @@ impl<D: Disk> Files<D> {
             last.set(if begins <= view { index.max(last.get()) } else { last.get() });
             begins <= view
         };
-        let found = self.find(scan, tip, before, holds)?;
-        found.map_or_else(|| self.missing(last.get()), Ok)
+        match self.find(scan, tip, before, holds)? {
+            Some(spot) => Ok(spot),
+            None if view < self.head()?.view => Err(Error::Dropped),
+            None => self.missing(last.get()),
+        }
     }
 
     /// Where the newline is in the view behind event `n`, which is kept and below the count.

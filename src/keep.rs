@@ -36,8 +36,9 @@ impl<D: Disk> Stream<D> {
             let head = Head { first, at, view, ..before };
             // Also when it says so already: an earlier try may be in the cache only.
             write_all(disk, log, &head.encode(), 0).map_err(self.os("log"))?;
-            let synced = disk.sync_data(log).map_err(self.os("log"));
-            synced.map_err(|error| self.doubt(files, &error))?;
+            // A client cut off from a distributed file system may learn it at the second.
+            let synced = disk.sync_data(log).and_then(|()| disk.stat(log));
+            synced.map_err(self.os("log")).map_err(|error| self.doubt(files, &error))?;
             *lock(&files.head) = head;
             self.shared.status.dropped(first - before.first, view - before.view);
             self.punch(files, at);

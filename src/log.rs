@@ -342,8 +342,22 @@ impl<D: Disk> Files<D> {
             write_all(disk, log, &piece[..read], at).map_err(self.os("log"))?;
             at += read as u64;
         }
+        if !self.stands(found, start)? {
+            return Err(self.os("log")(std::io::Error::other("what a failed sync left is gone")));
+        }
         disk.sync_data(log).map_err(self.os("log"))?;
         self.sync_names()
+    }
+
+    /// Whether the last commit is still what was found: the cache may have let go of what a failed sync
+    /// left in it, before that was read to be written again.
+    fn stands(&self, found: &Found<Error>, start: u64) -> Result<bool> {
+        let mut scan = self.scan(PIECE)?;
+        let Some(first) = scan.block(found.head.seed, start)? else {
+            return Ok(false);
+        };
+        let walked = walk::walk(&mut scan, found.head.seed, Tip::from(&first), 0, &mut |_| {})?;
+        Ok(walked.tip == found.tip)
     }
 
     /// Makes the disk say what it holds, where nothing may be written: the cache may hold what a

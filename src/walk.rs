@@ -316,9 +316,11 @@ fn lose<P: Pages>(
     damaged: &mut dyn FnMut(Gap),
 ) -> Result<Found<P::Error>, P::Error> {
     let mut tip = None;
+    // What was dropped is no part of it, though it may be there.
+    let least = head.at.max(HEAD as u64);
     let mut page = page::first_in_page(from.min(pages.end()));
     while tip.is_none() {
-        let (mut at, end) = (page, page - page % PAGE + PAGE);
+        let (mut at, end) = (page.max(least), page - page % PAGE + PAGE);
         // What cannot be read is as damaged as what does not check.
         while at < end
             && let Ok(Some(block)) = pages.next(head.seed, at)
@@ -327,12 +329,13 @@ fn lose<P: Pages>(
             tip = Some(Tip::from(&block));
             at = block.end();
         }
-        if page == HEAD as u64 {
+        if page <= least {
             break;
         }
         page = page::first_in_page(page - 1);
     }
-    let tip = tip.unwrap_or_default();
+    let before = Tip { end: least, count: head.first, view: head.view, ..Tip::default() };
+    let tip = tip.unwrap_or(before);
     let walked = walk(pages, head.seed, tip, 0, damaged).unwrap_or(Walked { tip, start: None });
     Ok(Found { tip: walked.tip, lost: Some(lost), ..Found::new(head, tip) })
 }

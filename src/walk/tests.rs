@@ -174,6 +174,17 @@ fn a_commit_that_is_not_whole_proves_what_is_before_it() {
 }
 
 #[test]
+fn what_was_dropped_is_no_part_of_a_stream_that_is_lost() {
+    let mut log = Log::new();
+    let places = [log.commit(&[10]), log.commit(&[10]), log.commit(&[10])].concat();
+    log.drop_before(2, places[2], 20);
+    log.damage(places[2]);
+    // The blocks before it are still there.
+    let (found, _) = log.found(places[2]);
+    assert_eq!((found.lost, found.tip.count, found.tip.view), (Some(BLOCK), 2, 20));
+}
+
+#[test]
 fn a_damaged_end_is_lost_and_what_is_before_it_intact() {
     let mut log = Log::new();
     let places = [log.commit(&[10]), log.commit(&[FULL, FULL, 10])].concat();

@@ -13,6 +13,8 @@ mod faults;
 mod forge;
 mod harm;
 mod model;
+mod names;
+mod reads;
 mod work;
 
 use std::collections::BTreeMap;
@@ -30,6 +32,24 @@ type Engine = Store<SimDisk>;
 type Stream = smolstore::Stream<SimDisk>;
 /// The incarnation of an engine, and it.
 type Running = Option<(u64, Arc<Engine>)>;
+
+/// All events of a stream, those that were dropped as they were once seen.
+struct All {
+    events: Vec<Event>,
+    /// The first that is kept.
+    first: u64,
+}
+
+impl All {
+    fn count(&self) -> u64 {
+        self.events.len() as u64
+    }
+
+    /// The offset in the view of event `n`.
+    fn view(&self, n: u64) -> u64 {
+        self.events.iter().take(n as usize).map(|event| event.bytes.len() as u64 + 1).sum()
+    }
+}
 
 struct Sim {
     world: Arc<Mutex<World>>,
@@ -165,7 +185,7 @@ impl Sim {
     }
 
     /// All that a stream holds, compared with the model.
-    fn check_all(&self, engine: usize, store: &Engine, name: &str) -> Option<Vec<Event>> {
+    fn check_all(&self, engine: usize, store: &Engine, name: &str) -> Option<All> {
         let mut w = self.world();
         // What is left over from an operation that failed may still be under way.
         if w.down || w.adrift[engine] || w.failure.is_some() {
@@ -174,8 +194,20 @@ impl Sim {
         let (faults, calm) = (w.faults, std::mem::replace(&mut w.calm, true));
         let stream = w.dir(name).ok();
         drop(w);
-        let read = || -> Result<Vec<Event>, Error> {
-            store.stream(name).and_then(|stream| stream.read(0)?.collect())
+        let read = || -> Result<(u64, Vec<Event>), Error> {
+            let stream = store.stream(name)?;
+            let first = stream.first()?;
+            let mut events = stream.read(first.saturating_sub(2))?;
+            for _ in 0..first.min(2) {
+                match events.next() {
+                    Some(Err(Error::Dropped)) => {}
+                    Some(Err(error)) if !matches!(error, Error::Damaged { .. }) => {
+                        return Err(error);
+                    }
+                    other => self.fail(format!("{other:?} before event {first} of {name}")),
+                }
+            }
+            Ok((first, events.collect::<Result<_, _>>()?))
         };
         // It may tell once more what failed before.
         let all = read().or_else(|_| read());
@@ -186,12 +218,17 @@ impl Sim {
         let published = stream.filter(|_| w.nested).map(|stream| w.published(stream));
         drop(w);
         match (all, stream) {
-            (Ok(all), Some(stream)) => {
-                let compared = self.model(|model| model.compare(stream, &all, published));
+            (Ok((first, mut kept)), Some(stream)) => {
+                let compared = self.model(|model| model.compare(stream, first, &kept, published));
                 if let Err(why) = compared {
                     self.fail(format!("stream {name}, {why}"));
                 }
-                return Some(all);
+                let mut events = self.model(|model| model.remember(stream, first));
+                events.append(&mut kept);
+                if !events.iter().map(|event| event.index).eq(0..events.len() as u64) {
+                    self.fail(format!("the events of stream {name} are not counted from 0"));
+                }
+                return Some(All { events, first });
             }
             (Err(Error::NotFound), None) => {}
             (Err(_), _) if blocked => {}

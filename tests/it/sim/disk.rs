@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use smolstore::disk::{Disk, Names, Stat};
-use smolstore::page::{self, Block, HEAD};
+use smolstore::page::{self, Block, HEAD, PAGE};
 use smolstore::walk::Tip;
 
 use super::forge;
@@ -352,6 +352,8 @@ pub(super) struct Climate {
     pub(super) names: usize,
     /// Of a hundred operations so many remove a stream, and so many rename one.
     pub(super) changes: usize,
+    /// Of a hundred operations so many drop events.
+    pub(super) drops: usize,
     /// Of a hundred operations so many take an index away, or some of what it says.
     pub(super) unlinks: usize,
     /// So many of the sectors that were written survive everywhere.
@@ -386,6 +388,7 @@ impl Climate {
             names: rng.one_of(&[1, 1, 2, 3, 5]),
             unlinks: rng.one_of(&[0, 2, 10]),
             changes: 3,
+            drops: rng.one_of(&[0, 5, 30]),
             luck: rng.one_of(&[None, None, None, None, Some(Luck::All), Some(Luck::Most(8))]),
         };
         match rng.below(6) {
@@ -446,6 +449,8 @@ pub(super) struct World {
     pub(super) waits: bool,
     /// It does so right now.
     pub(super) nested: bool,
+    /// Nobody changes a name.
+    pub(super) steady: bool,
     /// Another thread of the same engine hands in a batch.
     pub(super) mate: Option<(u64, Hook)>,
     pub(super) verbose: bool,
@@ -453,6 +458,8 @@ pub(super) struct World {
     pub(super) failure: Option<String>,
     /// Whatever may make an answer other than expected.
     pub(super) faults: u64,
+    /// Those of them that are calls which failed.
+    pub(super) failed: u64,
     /// The names of streams changed so often.
     pub(super) moves: u64,
     /// The names each stream may have.
@@ -494,11 +501,13 @@ impl World {
             hook: None,
             waits: false,
             nested: false,
+            steady: false,
             mate: None,
             verbose,
             trace: Vec::new(),
             failure: None,
             faults: 0,
+            failed: 0,
             moves: 0,
             names: BTreeMap::new(),
             writes: 0,
@@ -816,6 +825,7 @@ impl World {
     /// Something is not as it would be on a good disk.
     fn inject(&mut self, code: i32, kind: Kind) {
         self.faults += 1;
+        self.failed += 1;
         let code = match code {
             libc::EIO => "EIO",
             libc::ENOSPC => "ENOSPC",
@@ -894,6 +904,7 @@ impl SimDisk {
         }
         if w.down || w.alive[self.engine] != self.incarnation {
             w.faults += 1;
+            w.failed += 1;
             return errno(libc::EIO);
         }
         w.hand_over(w.host_of(self.engine));
@@ -921,7 +932,7 @@ impl SimDisk {
             w.count(format!("{end} {when:?} a {kind:?}"));
             if when != When::Before {
                 let during = when == When::During;
-                let short = during && kind == Kind::Write;
+                let short = during && matches!(kind, Kind::Write | Kind::Cut);
                 let torn = during && machine && kind == Kind::Sync;
                 let turn = Turn { short, torn, ..Turn::default() };
                 let result = run(w, turn);
@@ -941,6 +952,7 @@ impl SimDisk {
             }
             turn.fail = None;
             w.faults += 1;
+            w.failed += 1;
             // What it writes and syncs it believes.
             if matches!(kind, Kind::Make | Kind::Cut | Kind::Lock) || kind == w.told_by {
                 return errno(libc::EIO);
@@ -1087,11 +1099,15 @@ impl Disk for SimDisk {
 
     fn punch(&self, file: &SimFile, from: u64, to: u64) -> io::Result<()> {
         let what = || format!("punch {} {from}..{to}", file.ino);
-        self.call(Kind::Cut, what, |w, _| {
+        self.call(Kind::Cut, what, |w, turn| {
             w.check_lock(file.ino, self.engine);
             w.writes += 1;
+            w.count("holes punched");
+            let pages = (to - from) / PAGE;
+            let most = if turn.short { w.rng.below(pages as usize) as u64 } else { pages };
             let inode = w.files.get_mut(&file.ino).unwrap();
-            inode.write(&vec![0; (to - from) as usize], from as usize);
+            // Not synced, each page may be there again.
+            inode.write(&vec![0; (most * PAGE) as usize], from as usize);
             Ok(())
         })
     }

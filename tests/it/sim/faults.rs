@@ -161,6 +161,29 @@ const FAULTS: &[Fault] = &[
     fault("a reader does not look behind the end", "stream.rs", &[("if !self.orphaned(files, &tip)? =>", "if fault!() || !self.orphaned(files, &tip)? =>")]),
     fault("what was acknowledged forgotten with the index", "walk.rs", &[("let from = last.max(known.at).max(head.at); let tip", "let from = if fault!() { last.max(head.at) } else { last.max(known.at).max(head.at) }; let tip")]),
     fault("a cursor believed that leads elsewhere", "read.rs", &[("near.filter(|block| block.view <= view && view <= block.view_end())", "near.filter(|block| fault!() || block.view <= view && view <= block.view_end())")]),
+    // ---- what was dropped ----
+    fault("a drop without a sync", "keep.rs", &[("disk.sync_data(log).and_then(|()| disk.stat(log))", "disk.stat(log)")]),
+    fault("a hole before the sync of the head", "keep.rs", &[("disk.sync_data(log).and_then(|()| disk.stat(log))", "{ self.punch(files, at); disk.sync_data(log).and_then(|()| disk.stat(log)) }")]),
+    fault("dropped by who lost the lock", "keep.rs", &[(".map_err(|error| self.doubt(files, &error))?;", ".map(drop).or_else(|error| if fault!() { disk.sync_data(log).map_err(|_| error) } else { Err(error) }).map_err(|error| self.doubt(files, &error))?;")]),
+    fault("a head not written that says so already", "keep.rs", &[(r#"write_all(disk, log, &head.encode(), 0).map_err(self.os("log"))?;"#, r#"if !fault!() || first > before.first { write_all(disk, log, &head.encode(), 0).map_err(self.os("log"))?; }"#)]),
+    fault("a hole in the page of the first event", "keep.rs", &[("at - at % page::PAGE;", "at - at % page::PAGE + page::PAGE * u64::from(fault!());")]),
+    fault("the first event in the block behind", "keep.rs", &[("(spot.block.at, spot.view())", "(page::place(spot.block.end()), spot.view())")]),
+    fault("the first event where its block begins", "keep.rs", &[("(spot.block.at, spot.view())", "(spot.block.at, spot.block.view)")]),
+    fault("the view a byte off where all is dropped", "keep.rs", &[("(tip.at.max(before.at), tip.view)", "(tip.at.max(before.at), tip.view - 1)")]),
+    fault("a drop goes back", "keep.rs", &[("if first < before.first ||", "if !fault!() && first < before.first ||")]),
+    fault("a drop goes by what was once seen", "keep.rs", &[("files.log()?, files.head()?)", "files.log()?, if fault!() { *lock(&files.head) } else { files.head()? })")]),
+    fault("the count not looked at", "keep.rs", &[("|| first > tip.count", "|| !fault!() && first > tip.count")]),
+    fault("what is not found not looked for in the head", "find.rs", &[("if n < self.head()?.first", "if !fault!() && n < self.head()?.first")]),
+    fault("a byte that is not found not looked for in the head", "find.rs", &[("None if view < self.head()?.view", "None if !fault!() && view < self.head()?.view")]),
+    fault("the head looked at once", "log.rs", &[("&& head.first > known.first", "&& !fault!() && head.first > known.first")]),
+    fault("times of what was dropped", "find.rs", &[("let mut since = head.first;", "let mut since = if fault!() { 0 } else { head.first };")]),
+    fault("dropped events read", "read.rs", &[("if n < files.head()?.first { return Err(Error::Dropped); }", "if !fault!() && n < files.head()?.first { return Err(Error::Dropped); }")]),
+    fault("dropped bytes read", "read.rs", &[("if view < files.head()?.view {", "if !fault!() && view < files.head()?.view {")]),
+    fault("recovered from the beginning", "walk.rs", &[("_ if from == 0 => nothing,", "_ if from == 0 || fault!() && last.max(known.at) == 0 => nothing,")]),
+    fault("a commit of which some was dropped is lost", "walk.rs", &[("if block.is(LAST) || from == head.at =>", "if block.is(LAST) || !fault!() && from == head.at =>")]),
+    fault("what was dropped taken for intact", "walk.rs", &[("(page.max(least), page - page % PAGE + PAGE)", "(if fault!() { page } else { page.max(least) }, page - page % PAGE + PAGE)")]),
+    fault("check of what is dropped meanwhile", "check.rs", &[("if gap.next > kept {", "if fault!() || gap.next > kept {")]),
+    fault("check from the beginning", "check.rs", &[("_ if head.at == 0 => Tip::default(),", "_ if head.at == 0 || fault!() => Tip::default(),")]),
     // ---- names, batches ----
     fault(
         "rename not synced",
@@ -296,7 +319,7 @@ fn copy(to: &Path) {
     };
     without("tests/it/main.rs", &|line| line.starts_with("mod ") && line != "mod sim;");
     without("tests/it/sim.rs", &|line| line == "mod faults;");
-    for file in ["disk.rs", "forge.rs", "harm.rs", "model.rs", "work.rs"] {
+    for file in ["disk.rs", "forge.rs", "harm.rs", "model.rs", "names.rs", "reads.rs", "work.rs"] {
         let path = format!("tests/it/sim/{file}");
         write(&to.join(&path), &read(&path));
     }

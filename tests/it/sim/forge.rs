@@ -6,16 +6,18 @@ use smolstore::walk::Tip;
 
 use super::disk::Rng;
 
-/// The head of a log and all blocks of whole commits, as far as they are there one after the other.
+/// The head of a log and all blocks of whole commits, from the one on in which the first event kept
+/// begins, as far as they are there one after the other.
 pub(super) fn blocks(log: &[u8]) -> Option<(Head, Vec<Block>)> {
     let head = Head::decode(log.first_chunk::<HEAD>()?)?;
     let (mut tip, mut all, mut whole) = (Tip::default(), Vec::new(), 0);
     loop {
-        let at = page::place(tip.end);
+        let dropped = all.is_empty() && head.at > 0;
+        let at = if dropped { head.at } else { page::place(tip.end) };
         let end = ((at - at % PAGE + PAGE) as usize).min(log.len());
         let bytes = log.get(at as usize..end).unwrap_or_default();
-        let Some((block, _)) = page::decode(head.seed, at, bytes).filter(|(b, _)| tip.leads_to(b))
-        else {
+        let block = page::decode(head.seed, at, bytes).map(|(block, _)| block);
+        let Some(block) = block.filter(|block| dropped || tip.leads_to(block)) else {
             all.truncate(whole);
             return Some((head, all));
         };

@@ -10,7 +10,7 @@ use smolstore::stream::Cursor;
 use smolstore::{Error, Event};
 
 use super::disk::{READER, Rng};
-use super::{Sim, Stream, forge};
+use super::{All, Sim, Stream, forge};
 
 /// What becomes of the index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,16 +23,20 @@ enum Index {
 }
 
 /// What was damaged, and what must be there all the same.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Harm {
     /// All events there were.
     all: Vec<Event>,
-    /// Those of whose blocks no byte is damaged.
+    /// Those before it were dropped.
+    first: u64,
+    /// Those that are kept and of whose blocks no byte is damaged.
     intact: Vec<bool>,
     index: Index,
     /// There was damage in the log.
     log: bool,
     head: bool,
+    /// The first block that is kept is not what it was.
+    at: bool,
     /// The last block is not what it was.
     last: bool,
     /// Without a word on the end: so many events are there at least.
@@ -56,7 +60,10 @@ impl Harm {
 
     /// Whether it may be.
     fn may_end(&self) -> bool {
-        self.must_end() || self.live && (self.last || self.head)
+        self.must_end()
+            // What was dropped was acknowledged.
+            || self.index == Index::Lost && self.at
+            || self.live && (self.last || self.head)
     }
 }
 
@@ -68,7 +75,7 @@ impl Sim {
             self.world().reboot();
             self.restart();
             let (Some(first), Some(other)) = (self.engine(0), self.engine(1)) else { return };
-            let Some(all) = self.check_all(0, &first, &name).filter(|all| !all.is_empty()) else {
+            let Some(all) = self.check_all(0, &first, &name).filter(|all| all.count() > 0) else {
                 continue;
             };
             let live = self.roll(3) == 0;
@@ -87,8 +94,7 @@ impl Sim {
                     self.start(engine);
                 }
                 let own = live && engine == 0;
-                let harm =
-                    Harm { all: harm.all.clone(), intact: harm.intact.clone(), live: own, ..harm };
+                let harm = Harm { live: own, ..harm.clone() };
                 if let ControlFlow::Break(why) = self.examine(engine, &name, &harm) {
                     return self
                         .fail(format!("{why}: {engine} on {name}, damaged: {}", harm.tell()));
@@ -103,7 +109,7 @@ impl Sim {
     }
 
     /// Damages log and index of a stream that holds `all`.
-    fn harm(&self, name: &str, all: Vec<Event>, live: bool) -> Harm {
+    fn harm(&self, name: &str, all: All, live: bool) -> Harm {
         let mut w = self.world();
         w.calm = true;
         let stream = w.dir(name).unwrap_or_default();
@@ -165,11 +171,13 @@ impl Sim {
             }
         });
         Harm {
-            intact: (0..all.len() as u64).map(intact).collect(),
-            all,
+            intact: (0..all.count()).map(|n| n >= all.first && intact(n)).collect(),
+            first: all.first,
+            all: all.events,
             index,
             log: !spots.is_empty(),
             head: bad,
+            at: blocks.first().is_some_and(|block| !sound(&block)),
             last: blocks.last().is_some_and(|block| !sound(&block)),
             least,
             live,
@@ -235,6 +243,9 @@ impl Sim {
         event: &Result<Event, Error>,
     ) -> ControlFlow<String> {
         let fits = match event {
+            // Of a head that is damaged nobody may know it.
+            Err(Error::Dropped) => n < harm.first,
+            _ if n < harm.first && !harm.head => false,
             Ok(event) => harm.all.get(n as usize) == Some(event),
             Err(Error::NotFound) => n >= there && !harm.must(n),
             Err(Error::Damaged { .. }) => !harm.must(n),
@@ -258,15 +269,19 @@ impl Sim {
 }
 
 impl Harm {
-    fn none(all: Vec<Event>) -> Harm {
+    fn none(All { events: all, first }: All) -> Harm {
         let intact = vec![true; all.len()];
         let (index, least) = (Index::Intact, all.len() as u64);
-        Harm { all, intact, index, log: false, head: false, last: false, least, live: false }
+        let [log, head, at, last, live] = [false; 5];
+        Harm { all, first, intact, index, log, head, at, last, least, live }
     }
 
     fn tell(&self) -> String {
-        let Harm { index, head, last, least, live, log, .. } = self;
-        format!("index {index:?}, log {log}, head {head}, last {last}, least {least}, live {live}")
+        let Harm { first, index, head, at, last, least, live, log, .. } = self;
+        format!(
+            "first {first}, index {index:?}, log {log}, head {head}, at {at}, last {last}, \
+             least {least}, live {live}"
+        )
     }
 }
 

@@ -1,6 +1,6 @@
 //! What must be true of the streams, whatever happened to the disk.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use smolstore::{Error, Event};
 
@@ -19,13 +19,53 @@ pub(super) struct Attempt {
     pub(super) home: Option<u64>,
     /// It was acknowledged or seen here, and must stay.
     pub(super) place: Option<u64>,
-    /// It was refused, and must never be seen.
+    /// Its time, once it was seen.
+    pub(super) time: Option<u64>,
+    /// It was refused, or went with its stream, and must never be seen.
     pub(super) refused: bool,
 }
 
 impl Attempt {
+    /// Where it ends in the stream that has it, once that is known.
+    fn end(&self, stream: u64) -> Option<u64> {
+        let place = self.place.filter(|_| self.home == Some(stream))?;
+        Some(place + self.events.len() as u64)
+    }
+
     pub(super) fn in_doubt(&self) -> bool {
         self.place.is_none() && !self.refused
+    }
+}
+
+/// What is known of a stream.
+#[derive(Clone, Default)]
+pub(super) struct Known {
+    /// There were at least so many events, durably.
+    pub(super) floor: u64,
+    /// The events before it were dropped, and that was acknowledged.
+    pub(super) first: u64,
+    /// Those before any of these may have been dropped, too.
+    tried: BTreeSet<u64>,
+    /// The first event that was there when it was last looked at.
+    seen: u64,
+    /// Somebody tried to remove it when it may have kept nothing.
+    pub(super) doomed: bool,
+}
+
+impl Known {
+    /// It keeps all events from this one on.
+    pub(super) fn most(&self) -> u64 {
+        self.tried.last().map_or(self.first, |tried| self.first.max(*tried))
+    }
+
+    /// Whether this may be the first event that it keeps.
+    pub(super) fn may_begin(&self, first: u64) -> bool {
+        first == self.first || first > self.first && self.tried.contains(&first)
+    }
+
+    /// Whether it may have kept nothing at some time.
+    pub(super) fn may_be_empty(&self) -> bool {
+        self.floor <= self.most()
     }
 }
 
@@ -33,8 +73,7 @@ impl Attempt {
 #[derive(Default)]
 pub(super) struct Model {
     pub(super) attempts: BTreeMap<u64, Attempt>,
-    /// There were at least so many events in a stream, durably.
-    floors: BTreeMap<u64, u64>,
+    streams: BTreeMap<u64, Known>,
 }
 
 /// The number of the attempt that an event names, if it does.
@@ -49,24 +88,62 @@ pub(super) fn mark(id: u64) -> Vec<u8> {
 }
 
 impl Model {
-    pub(super) fn floor(&self, stream: u64) -> u64 {
-        self.floors.get(&stream).copied().unwrap_or(0)
+    pub(super) fn known(&self, stream: u64) -> Known {
+        self.streams.get(&stream).cloned().unwrap_or_default()
+    }
+
+    fn stream(&mut self, stream: u64) -> &mut Known {
+        self.streams.entry(stream).or_default()
     }
 
     pub(super) fn raise(&mut self, stream: u64, floor: u64) {
-        let known = self.floors.entry(stream).or_default();
-        *known = floor.max(*known);
+        let known = self.stream(stream);
+        known.floor = floor.max(known.floor);
     }
 
-    /// Streams that hold events, durably.
+    /// Somebody is about to drop the events before `first`.
+    pub(super) fn dropping(&mut self, stream: u64, first: u64) {
+        self.stream(stream).tried.insert(first);
+    }
+
+    /// That was acknowledged.
+    pub(super) fn dropped(&mut self, stream: u64, first: u64) {
+        let known = self.stream(stream);
+        known.first = first.max(known.first);
+    }
+
+    /// Somebody is about to remove the stream: others may drop what it keeps meanwhile. Whether it may
+    /// have been removed before.
+    pub(super) fn doom(&mut self, stream: u64) -> bool {
+        std::mem::replace(&mut self.stream(stream).doomed, true)
+    }
+
+    /// It is certain that it was not, or else it may be where it was empty.
+    pub(super) fn spare(&mut self, stream: u64, doomed: bool, certain: bool) {
+        let known = self.stream(stream);
+        known.doomed = doomed || !certain && known.may_be_empty();
+    }
+
+    /// Streams that hold events, durably, and cannot have been removed.
     pub(super) fn streams(&self) -> impl Iterator<Item = u64> + '_ {
-        let holds = |(stream, floor): (&u64, &u64)| (*floor > 0).then_some(*stream);
-        self.floors.iter().filter_map(holds)
+        let holds =
+            |(stream, known): (&u64, &Known)| (known.floor > 0 && !known.doomed).then_some(*stream);
+        self.streams.iter().filter_map(holds)
     }
 
     pub(super) fn in_doubt(&self, stream: u64) -> bool {
         let mut attempts = self.attempts.values();
         attempts.any(|a| [stream, 0].contains(&a.meant) && a.in_doubt())
+    }
+
+    /// Whether a stream certainly keeps nothing.
+    pub(super) fn is_empty(&self, stream: u64) -> bool {
+        let known = self.known(stream);
+        let nowhere = |a: &Attempt| a.place.is_some() && a.home.is_none() && !a.refused;
+        known.floor == known.first
+            && known.first == known.most()
+            && !self.in_doubt(stream)
+            && !self.attempts.values().any(nowhere)
     }
 
     /// An append was answered. `home`: the stream, where that is certain.
@@ -96,7 +173,11 @@ impl Model {
                 attempt.place = Some(*first);
                 attempt.home = attempt.home.or(home);
                 let end = first + attempt.events.len() as u64;
+                let new = attempt.time.is_none();
                 if let Some(home) = home {
+                    if new && *first < self.known(home).most() {
+                        self.begin_anew(home);
+                    }
                     self.raise(home, end);
                 }
             }
@@ -117,65 +198,143 @@ impl Model {
         for attempt in self.attempts.values_mut() {
             attempt.refused |= attempt.in_doubt();
         }
+        for known in self.streams.values_mut() {
+            known.first = known.seen.max(known.first);
+            known.tried.clear();
+        }
     }
 
-    /// Compares what a stream holds with what it must. What is seen must stay. `least`: while another
-    /// engine is at work, so many events.
+    /// A stream that kept no events was removed but for its directory, and is in use again.
+    fn begin_anew(&mut self, stream: u64) {
+        if !self.known(stream).doomed {
+            return;
+        }
+        self.streams.remove(&stream);
+        // All that was dropped was seen before.
+        let old = |a: &&mut Attempt| a.home == Some(stream) && a.time.is_some();
+        for attempt in self.attempts.values_mut().filter(old) {
+            attempt.home = None;
+            attempt.refused = true;
+        }
+    }
+
+    /// The batch that the first of the kept events is in the middle of, and its place.
+    fn cut(&self, stream: u64, first: u64) -> Option<(u64, u64)> {
+        let cut = |(id, attempt): (&u64, &Attempt)| {
+            let (place, end) = (attempt.place?, attempt.end(stream)?);
+            (place < first && first < end).then_some((*id, place))
+        };
+        self.attempts.iter().find_map(cut)
+    }
+
+    /// Compares what a stream keeps from the event `first` on with what it must. What is seen must
+    /// stay. `least`: while another engine is at work, so many events.
     pub(super) fn compare(
         &mut self,
         stream: u64,
-        all: &[Event],
+        first: u64,
+        kept: &[Event],
         least: Option<u64>,
     ) -> Result<(), String> {
-        let (mut at, mut began, mut time, mut group, mut placed) = (0, 0, 0, 0, 0);
-        while at < all.len() {
-            let first = &all[at];
-            let Some(attempt) = id_of(first).and_then(|id| self.attempts.get_mut(&id)) else {
+        let count = first + kept.len() as u64;
+        if first == 0
+            && let Some(event) = kept.first()
+            && let Some(attempt) = id_of(event).and_then(|id| self.attempts.get(&id))
+            && attempt.home != Some(stream)
+        {
+            self.begin_anew(stream);
+        }
+        let known = self.stream(stream);
+        if known.doomed && count == 0 {
+            return Ok(());
+        }
+        if !known.may_begin(first) {
+            let (least, most) = (known.first, known.most());
+            return Err(format!("its first event is {first}, not {least}, or up to {most}"));
+        }
+        known.seen = first;
+        let placed = self.compare_batches(stream, first, kept)?;
+        let here = |a: &&Attempt| a.end(stream).is_some_and(|end| end > first);
+        let there = self.attempts.values().filter(here).count();
+        let floor = self.known(stream).floor;
+        let all = there == placed && count >= floor;
+        if !least.map_or(all, |least| count >= least) {
+            return Err(format!(
+                "{placed} of {there} batches are there, and {count} of {floor} events"
+            ));
+        }
+        self.raise(stream, count);
+        Ok(())
+    }
+
+    /// How many batches there are.
+    fn compare_batches(
+        &mut self,
+        stream: u64,
+        first: u64,
+        kept: &[Event],
+    ) -> Result<usize, String> {
+        let cut = self.cut(stream, first);
+        let (mut rest, mut began, mut time, mut group, mut placed) = (kept, 0, 0, 0, 0);
+        while let [event, ..] = rest {
+            let at = event.index;
+            let cut = cut.filter(|_| at == first);
+            let id = cut.map(|(id, _)| id).or_else(|| id_of(event));
+            let Some((id, attempt)) = id.and_then(|id| Some((id, self.attempts.get_mut(&id)?)))
+            else {
                 return Err(format!("event {at}: nobody wrote this batch"));
             };
-            let batch = &all[at..all.len().min(at + attempt.events.len())];
-            let (place, home) = (attempt.place, attempt.home);
-            let same = |event: &Event| event.time == first.time;
+            let begin = cut.map_or(at, |(_, place)| place);
+            let events = &attempt.events[(at - begin) as usize..];
+            let batch = &rest[..rest.len().min(events.len())];
+            let same = |event: &Event| event.time == batch[0].time;
             let wrong: Vec<_> = [
-                (!attempt.events.iter().eq(batch.iter().map(|e| &e.bytes)), "is not whole"),
+                (!events.iter().eq(batch.iter().map(|e| &e.bytes)), "is not whole"),
                 (!batch.iter().all(same), "has not one time"),
-                (attempt.refused, "was refused"),
-                (place.is_some_and(|place| place != at as u64), "moved"),
-                (home.is_some_and(|home| home != stream), "is another stream's"),
-                (attempt.guard.is_some_and(|guard| guard != at as u64), "was guarded"),
+                (attempt.time.is_some_and(|time| time != event.time), "has another time"),
+                (attempt.refused, "was refused, or removed"),
+                (attempt.place.is_some_and(|place| place != begin), "moved"),
+                (attempt.home.is_some_and(|home| home != stream), "is another stream's"),
+                (attempt.guard.is_some_and(|guard| guard != begin), "was guarded"),
                 (attempt.ended < began, "is out of order"),
-                (first.time < time, "is earlier"),
-                (first.time == time && attempt.group != group, "is not later"),
+                (event.time < time, "is earlier"),
+                (event.time == time && attempt.group != group, "is not later"),
             ]
             .into_iter()
             .filter_map(|(wrong, what)| wrong.then_some(what))
             .collect();
             if !wrong.is_empty() {
-                let mark = String::from_utf8_lossy(&first.bytes[..8]).into_owned();
-                return Err(format!("event {at}: batch {mark} {}", wrong.join(", ")));
+                return Err(format!("event {at}: batch {id:x} {}", wrong.join(", ")));
             }
-            (attempt.place, attempt.home) = (Some(at as u64), Some(stream));
+            (attempt.place, attempt.home) = (Some(begin), Some(stream));
+            attempt.time = Some(event.time);
             placed += 1;
-            (began, time, group) = (attempt.began, first.time, attempt.group);
-            at += batch.len();
+            (began, time, group) = (attempt.began, event.time, attempt.group);
+            rest = &rest[batch.len()..];
         }
-        let here = |a: &&Attempt| a.home == Some(stream) && a.place.is_some();
-        let (known, count) = (self.attempts.values().filter(here).count(), all.len());
-        let all = known as u64 == placed && count as u64 >= self.floor(stream);
-        if !least.map_or(all, |least| count as u64 >= least) {
-            let floor = self.floor(stream);
-            return Err(format!(
-                "{placed} of {known} batches are there, and {count} of {floor} events"
-            ));
+        Ok(placed)
+    }
+
+    /// The events of a stream that were dropped, as they were.
+    pub(super) fn remember(&self, stream: u64, first: u64) -> Vec<Event> {
+        let here = |a: &&Attempt| a.end(stream).is_some() && a.place < Some(first);
+        let mut batches: Vec<&Attempt> = self.attempts.values().filter(here).collect();
+        batches.sort_by_key(|attempt| attempt.place);
+        let mut all = Vec::new();
+        for attempt in batches {
+            let time = attempt.time.unwrap_or_default();
+            for (index, bytes) in (attempt.place.unwrap_or_default()..first).zip(&attempt.events) {
+                all.push(Event { index, time, bytes: bytes.clone() });
+            }
         }
-        self.raise(stream, count as u64);
-        Ok(())
+        all
     }
 
     /// An acknowledged batch that no stream was found to hold.
     pub(super) fn homeless(&self) -> Option<u64> {
         let mut all = self.attempts.iter();
-        let found = all.find(|(_, attempt)| attempt.place.is_some() && attempt.home.is_none());
+        let lost = |a: &Attempt| a.place.is_some() && a.home.is_none() && !a.refused;
+        let found = all.find(|(_, attempt)| lost(attempt));
         found.map(|(id, _)| *id)
     }
 }

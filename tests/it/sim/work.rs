@@ -1,20 +1,19 @@
 //! What the engines are made to do.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::path::Path;
 use std::sync::{Arc, Mutex};
 
+use smolstore::Error;
 use smolstore::batch::Shape;
 use smolstore::stream::Batch;
 use smolstore::walk::Tip;
-use smolstore::{Error, Event};
 
 use super::disk::{Hook, READER, Rng, SimDisk, lock};
 use super::forge;
 use super::model::{Attempt, mark};
 use super::{Engine, Sim, Stream};
 
-const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
+pub(super) const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
 
 /// A batch that is ready to be committed.
 struct Job {
@@ -32,10 +31,11 @@ struct Line {
 }
 
 /// What was known when an operation began.
-struct Before {
+pub(super) struct Before {
     faults: u64,
-    moves: u64,
-    stream: u64,
+    failed: u64,
+    pub(super) moves: u64,
+    pub(super) stream: u64,
 }
 
 impl Sim {
@@ -48,14 +48,20 @@ impl Sim {
         let name = NAMES[self.roll(names).min(self.roll(names))];
         let (roll, changes) = (self.roll(100), self.world().climate.changes);
         let unlinks = self.world().climate.unlinks;
+        let drops = self.world().climate.drops;
+        // Nobody takes the name from who is about to drop events.
+        let changes = if self.world().steady { 0 } else { changes };
         match roll {
+            _ if engine == READER && roll < 15 => self.verify(engine, &store, name),
             _ if engine == READER => self.read(engine, &store, name),
             _ if roll < changes => self.remove(engine, &store, name),
             _ if roll < 2 * changes => self.rename(engine, &store, name),
+            _ if roll < 2 * changes + drops => self.drop_before(engine, &store, name),
             0..=55 => self.append(engine, &store, name),
             56..=62 => self.abandon(engine, &store, name),
             63..=73 => self.read(engine, &store, name),
-            74..=82 => self.check(engine, &store, name),
+            74..=79 => self.check(engine, &store, name),
+            80..=82 => self.verify(engine, &store, name),
             83..=86 if !nested => {
                 self.note(format!("  {engine} reopens"));
                 drop(store);
@@ -81,18 +87,25 @@ impl Sim {
         }
     }
 
-    fn before(&self, name: &str) -> Before {
+    pub(super) fn before(&self, name: &str) -> Before {
         let w = self.world();
-        Before { faults: w.faults, moves: w.moves, stream: w.dir(name).unwrap_or(0) }
+        let (faults, failed, moves) = (w.faults, w.failed, w.moves);
+        Before { faults, failed, moves, stream: w.dir(name).unwrap_or(0) }
     }
 
     /// Nothing came in between that could make an answer another one.
-    fn quiet(&self, before: &Before) -> bool {
+    pub(super) fn quiet(&self, before: &Before) -> bool {
         self.world().faults == before.faults
     }
 
+    /// No disk call failed, and names are what they were: others may have been at work.
+    pub(super) fn sound(&self, before: &Before) -> bool {
+        let w = self.world();
+        w.failed == before.failed && w.moves == before.moves && !w.down
+    }
+
     /// A stream, or none for a good reason.
-    fn stream(&self, engine: usize, store: &Engine, name: &str) -> Option<Arc<Stream>> {
+    pub(super) fn stream(&self, engine: usize, store: &Engine, name: &str) -> Option<Arc<Stream>> {
         let before = self.before(name);
         let stream = store.stream(name);
         if let Err(error) = &stream
@@ -213,6 +226,7 @@ impl Sim {
                 meant: before.stream,
                 home: None,
                 place: None,
+                time: None,
                 refused: false,
             };
             self.model(|model| model.attempts.insert(id, attempt));
@@ -455,173 +469,6 @@ impl Sim {
             }
         }
         self.world().count("batches given up");
-    }
-
-    // ---- reading ----
-
-    /// Reads in all ways, while the disk may fail: right, or an error.
-    fn read(&self, engine: usize, store: &Engine, name: &str) {
-        let before = self.before(name);
-        let Some(stream) = self.stream(engine, store, name) else {
-            return;
-        };
-        self.note(format!("  {engine} reads {name}"));
-        let Ok(count) = stream.count() else { return };
-        let mut seen: Vec<Event> = Vec::new();
-        for _ in 0..4 {
-            let n = self.roll(count as usize + 1) as u64;
-            let event = stream.event(n);
-            let right = event.is_ok() == (n < count);
-            if self.quiet(&before) && !right {
-                self.fail(format!("event {n} of {count}: {event:?}"));
-            }
-            seen.extend(event);
-        }
-        let from = self.roll(count as usize + 1) as u64;
-        for event in stream.read(from).into_iter().flatten() {
-            let Ok(event) = event else { break };
-            seen.push(event);
-        }
-        if self.world().moves != before.moves {
-            return;
-        }
-        let view = self.read_view(&stream, before.stream);
-        let time = self.a_time(&seen);
-        let since = stream.since(time).ok();
-        let quiet = self.quiet(&before);
-        if self.world().moves != before.moves {
-            return;
-        }
-        // What is counted is durable.
-        self.model(|model| model.raise(before.stream, count));
-        let Some(all) = self.check_all(engine, store, name) else {
-            return;
-        };
-        self.world().count("reads compared");
-        for event in seen {
-            if all.get(event.index as usize) != Some(&event) {
-                let index = event.index;
-                self.fail(format!("event {index} of {name} read as {event:?}"));
-            }
-        }
-        self.check_view(&all, count, &view, quiet);
-        let Some(since) = since else { return };
-        let (earlier, later) = all.split_at((since as usize).min(all.len()));
-        let right = earlier.last().is_none_or(|event| event.time < time)
-            && later.first().is_none_or(|event| event.time >= time || since >= count);
-        if !right {
-            self.fail(format!("since {time} is {since}, of {count}"));
-        }
-    }
-
-    /// A time to look for: that of an event, or near it.
-    fn a_time(&self, seen: &[Event]) -> u64 {
-        let time = seen.get(self.roll(seen.len())).map_or(0, |event| event.time);
-        [0, u64::MAX, time - time.min(1), time, time + 1][self.roll(5)]
-    }
-
-    /// Reads a part of the view in order: its offset, the bytes, and whether all were there.
-    fn read_view(&self, stream: &Arc<Stream>, of: u64) -> (u64, Vec<u8>, bool) {
-        let from = self.roll([100, 3000, 100_000][self.roll(3)]) as u64;
-        let (mut bytes, mut right) = (Vec::new(), true);
-        // The hint may be from long ago.
-        let mut cursor = lock(&self.cursors).get(&of).copied().unwrap_or_default();
-        for _ in 0..6 {
-            let size = 1 + self.roll([100, 5000, 100_000][self.roll(3)]);
-            match stream.read_view(from + bytes.len() as u64, size, &mut cursor) {
-                Ok(more) => {
-                    right = more.len() == size;
-                    bytes.extend(more);
-                }
-                Err(_) => right = false,
-            }
-            if !right {
-                break;
-            }
-        }
-        lock(&self.cursors).insert(of, cursor);
-        (from, bytes, right)
-    }
-
-    fn check_view(&self, all: &[Event], count: u64, view: &(u64, Vec<u8>, bool), quiet: bool) {
-        let (from, bytes, whole) = view;
-        let line = |event: &Event| [&event.bytes[..], b"\n"].concat();
-        let text: Vec<u8> = all.iter().flat_map(line).collect();
-        let counted: usize = all.iter().take(count as usize).map(|e| e.bytes.len() + 1).sum();
-        let rest = text.get(*from as usize..).unwrap_or_default();
-        let end = counted.saturating_sub(*from as usize);
-        if !rest.starts_with(bytes) || (quiet && !whole && bytes.len() < end) {
-            let len = bytes.len();
-            self.fail(format!("the view from {from}: {len} bytes are not those of {end}"));
-        }
-    }
-
-    // ---- names ----
-
-    /// Somebody deletes an index, or it loses some of what it says.
-    fn rob(&self, name: &str) {
-        let index = Path::new(name).join("index");
-        let mut w = self.world();
-        if w.rng.one_in(2) {
-            if w.unlink(&index).is_ok() {
-                w.note(format!("  unlink {name}/index"));
-                w.count("indexes deleted");
-            }
-        } else if w.spoil(&index) {
-            w.note(format!("  spoil {name}/index"));
-            w.count("indexes spoiled");
-        }
-    }
-
-    fn remove(&self, engine: usize, store: &Engine, name: &str) {
-        let before = self.before(name);
-        let result = store.remove(name);
-        self.note(format!("  {engine} removes {name}: {result:?}"));
-        let quiet = self.quiet(&before);
-        let there = self.world().dir(name).ok() == Some(before.stream);
-        let holds = self.model(|model| model.floor(before.stream) > 0);
-        let fits = match &result {
-            Ok(()) => !there,
-            Err(Error::NotFound) => before.stream == 0 || !quiet,
-            Err(Error::NotEmpty) => true,
-            Err(Error::Os { errno: libc::ENOTEMPTY, .. }) => !quiet,
-            Err(Error::Damaged { .. }) => false,
-            Err(_) => !quiet,
-        };
-        if !fits || (quiet && result.is_ok() && holds) {
-            self.fail(format!("{result:?} is not an answer to remove {name}"));
-        }
-        if result.is_ok() {
-            self.world().count("streams removed");
-        }
-    }
-
-    fn rename(&self, engine: usize, store: &Engine, from: &str) {
-        let to = NAMES[self.roll(NAMES.len())];
-        let (before, taken) = (self.before(from), self.before(to).stream);
-        let result = store.rename(from, to);
-        self.note(format!("  {engine} renames {from} to {to}: {result:?}"));
-        let quiet = self.quiet(&before);
-        let fits = match &result {
-            Ok(()) => true,
-            Err(Error::NotFound) => before.stream == 0 || !quiet,
-            Err(Error::NotEmpty) => taken != 0 || !quiet,
-            Err(Error::Os { errno: libc::ENOTEMPTY, .. }) => !quiet,
-            Err(Error::Damaged { .. }) => false,
-            Err(_) => !quiet,
-        };
-        let now = self.world().dir(to).ok();
-        if !fits || (quiet && result.is_ok() && now != Some(before.stream)) {
-            self.fail(format!("{result:?} is not an answer to rename {from} {to}"));
-        }
-        if result.is_ok() && from != to {
-            let mut w = self.world();
-            w.count("streams renamed");
-            if quiet && let Some(stream) = now {
-                // It has this name for good, until somebody tries to change it.
-                w.names.insert(stream, vec![to.into()]);
-            }
-        }
     }
 }
 
