@@ -99,7 +99,7 @@ fn three_thousand_streams_touched_once() {
 }
 
 /// The daemon may have so many descriptors; streams that nobody uses give up theirs.
-fn limit_files(m: &Mnt, most: u64) {
+pub fn limit_files(m: &Mnt, most: u64) {
     let limit = libc::rlimit { rlim_cur: most, rlim_max: most };
     let pid = m.pid().cast_signed();
     let none = std::ptr::null_mut();

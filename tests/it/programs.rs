@@ -5,10 +5,11 @@ use crate::commit::{batches, python};
 use crate::follow::Follower;
 use crate::harness::*;
 use crate::languages::need;
+use crate::limits::limit_files;
 use std::fs::{self, OpenOptions};
 use std::io::{Read, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 use tempfile::TempDir;
@@ -484,4 +485,56 @@ fn mkdir_says_what_mkdir_did() {
     });
     ok(&sh("sh", "rmdir s* 2>/dev/null || true", m.path()));
     assert_eq!(names(m.store()), [".smolstore"]);
+}
+
+// The clock, and descriptors.
+
+#[test]
+fn a_clock_that_was_ahead_is_told_once() {
+    let source = include_str!("programs/clock.c");
+    let build = "cc -Wall -shared -fPIC -o program program.c";
+    let (_dir, library) = compiled("cc", "gcc", build, source);
+    let base = public_dir();
+    let store = base.path().join("store");
+    fs::create_dir(&store).unwrap();
+    let ahead = Mnt::on_in_env(&store, &[("LD_PRELOAD", library), ("AHEAD", "3600".into())]);
+    append(ahead.stream("s").join("events"), "ahead\n");
+    drop(ahead);
+    let m = Mnt::on(&store, &[]);
+    let s = m.path().join("s");
+    for event in ["one\n", "two\n", "three\n"] {
+        append(s.join("events"), event);
+    }
+    let told = m.log().matches("behind the time of its last event").count();
+    assert_eq!(told, 1, "{}", m.log());
+    let time = |n: u64| {
+        let found = fs::metadata(s.join(format!("at/{n}"))).unwrap();
+        found.mtime() * 1_000_000_000 + found.mtime_nsec()
+    };
+    assert_eq!([1, 2, 3].map(|n| time(n) - time(0)), [1, 2, 3]);
+    // All of them are in the future, and in the same second of it.
+    let second = time(0) / 1_000_000_000;
+    for (since, first) in [(second - 3000, "0"), (second, "0"), (second + 1, "4")] {
+        let link = fs::read_link(s.join(format!("from/@{since}"))).unwrap();
+        assert_eq!(link, Path::new(first), "{since}");
+    }
+}
+
+#[test]
+fn idle_streams_give_up_their_descriptors_to_those_in_use() {
+    let m = Mnt::new();
+    let streams: Vec<PathBuf> = (0..200).map(|n| m.stream(format!("s{n}"))).collect();
+    limit_files(&m, 64);
+    let mut followers = Vec::new();
+    for s in &streams {
+        append(s.join("events"), "one\n");
+        followers.push(fs::File::open(s.join("follow/0")).unwrap());
+    }
+    let mut bytes = [0; 4];
+    for (mut follower, s) in followers.iter().zip(&streams) {
+        follower.read_exact(&mut bytes).unwrap();
+        append(s.join("events"), "two\n");
+        follower.read_exact(&mut bytes).unwrap();
+        assert_eq!(&bytes, b"two\n");
+    }
 }
