@@ -117,11 +117,6 @@ impl Node {
         Node { kind, index, json: false, ..self }
     }
 
-    /// The same horizon in its plain dress, or as JSON.
-    pub(crate) fn dressed(self, json: bool) -> Node {
-        Node { json, ..self }
-    }
-
     /// The directory that it is in.
     pub(crate) fn parent(self) -> Node {
         match self.kind {
@@ -281,7 +276,7 @@ mod tests {
             prop_assert_eq!(ROOT.number(), 1);
             for kind in KINDS {
                 let node = Node::stream(stream).beside(kind, index);
-                for node in [node, node.dressed(true)] {
+                for node in [node, Node { json: true, ..node }] {
                     prop_assert_eq!(Node::of(node.number()), Ok(node));
                 }
             }
@@ -293,7 +288,7 @@ mod tests {
         fn inode_numbers_differ_within_a_stream(identity: u64, a in 0..=INDICES, b in 0..=INDICES) {
             let all = |index| {
                 let nodes = KINDS.map(|kind| Node::stream(1).beside(kind, index));
-                let both = nodes.into_iter().flat_map(|node| [node, node.dressed(true)]);
+                let both = nodes.into_iter().flat_map(|node| [node, Node { json: true, ..node }]);
                 both.map(|node| node.inode(identity)).collect::<Vec<_>>()
             };
             let (these, those) = (all(a), all(b));

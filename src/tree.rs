@@ -31,8 +31,9 @@ pub struct Tree {
     names: Mutex<Names>,
     handles: Handles,
     next_name: AtomicU64,
-    waiters: Arc<Waiters>,
     began: Instant,
+    /// Those who wait for events.
+    pub waiters: Arc<Waiters>,
     /// Each request is to be told to the operator.
     pub tracing: AtomicBool,
 }
@@ -47,8 +48,8 @@ impl Tree {
             names: Mutex::default(),
             handles: Handles::default(),
             next_name: AtomicU64::default(),
-            waiters: Arc::default(),
             began: Instant::now(),
+            waiters: Arc::default(),
             tracing: AtomicBool::new(false),
         }
     }
@@ -61,11 +62,6 @@ impl Tree {
             ("waiting_readers", "gauge", "Reads and polls that wait for an event", waiting as f64),
             ("uptime_seconds", "gauge", "Seconds since the mount", uptime),
         ])
-    }
-
-    /// Those who wait for events.
-    pub fn waiters(&self) -> &Arc<Waiters> {
-        &self.waiters
     }
 
     /// Tells the operator.
@@ -158,12 +154,9 @@ impl Tree {
 
     /// truncate(2), by the open file `handle` when it has one. Only what is not committed can go.
     pub fn truncate(&self, number: u64, handle: Option<u64>, size: u64) -> Result<()> {
-        let node = Node::of(number)?;
-        let one = matches!(node.kind, Kind::New | Kind::At);
         match handle {
-            _ if node.kind == Kind::First && size == 0 => Ok(()),
+            _ if Node::of(number)?.kind == Kind::First && size == 0 => Ok(()),
             Some(handle) => self.file(handle)?.writer.truncate(size),
-            None if one && size == 0 && self.attr_of(node)?.size == 0 => Ok(()),
             None => Err(Error::NotPermitted),
         }
     }
@@ -198,9 +191,9 @@ impl Tree {
         self.attr_of(node)
     }
 
-    /// Space and files of the file system the store is on: statvfs(3).
-    pub fn space(&self) -> Result<libc::statvfs> {
-        sys::statvfs(&self.root).map_err(Error::os(self.root.display()))
+    /// Space and files of the file system the store is on: statfs(2).
+    pub fn space(&self) -> Result<libc::statfs> {
+        sys::statfs(&self.root).map_err(Error::os(self.root.display()))
     }
 
     // ---- names -------------------------------------------------------------------------------
@@ -247,7 +240,7 @@ impl Tree {
             _ => return Err(Error::NotFound),
         };
         lock(&self.names).remember(node.stream);
-        Ok(node.dressed(plain.is_some() && parent.view().is_some()))
+        Ok(Node { json: plain.is_some() && parent.view().is_some(), ..node })
     }
 
     /// The file of this kind in the directory of a stream.
@@ -453,14 +446,14 @@ impl Tree {
     /// readdir(3): the entries of an open directory, as they are now or, unless it is read from
     /// the `beginning`, were then.
     pub fn entries(&self, handle: u64, beginning: bool) -> Result<Entries> {
-        let node = match self.handles.get(handle)? {
-            Handle::Directory(node, _) if beginning => node,
-            Handle::Directory(_, entries) => return Ok(entries),
-            _ => return Err(Error::Invalid),
+        let Handle::Directory(node, entries) = self.handles.get(handle)? else {
+            return Err(Error::Invalid);
         };
-        let entries = Arc::new(self.list(node)?);
-        self.handles.replace(handle, Handle::Directory(node, entries.clone()));
-        Ok(entries)
+        if beginning {
+            let listed = Arc::new(self.list(node)?);
+            *lock(&entries) = listed;
+        }
+        Ok(lock(&entries).clone())
     }
 
     fn list(&self, node: Node) -> Result<Vec<(u64, Type, OsString)>> {
