@@ -163,14 +163,16 @@ fn who_goes_through_a_tree_and_follows_links_comes_to_its_end() {
 // io_uring.
 
 #[test]
-fn io_uring_reads_what_there_is_once() {
+fn io_uring_and_aio_read_what_there_is_once() {
     let (_dir, program) = uring();
     let m = Mnt::new();
     let s = m.stream("s");
     append(s.join("events"), "one\ntwo\n");
     for name in ["events", "from/0", "follow/0"] {
-        let command = format!("timeout 20 {} read {name}", program.display());
-        assert_eq!(ok(&sh("sh", &command, &s)), "one\ntwo\n", "{name}");
+        for how in ["read", "aio"] {
+            let command = format!("timeout 20 {} {how} {name}", program.display());
+            assert_eq!(ok(&sh("sh", &command, &s)), "one\ntwo\n", "{how} {name}");
+        }
     }
 }
 
@@ -537,4 +539,15 @@ fn idle_streams_give_up_their_descriptors_to_those_in_use() {
         follower.read_exact(&mut bytes).unwrap();
         assert_eq!(&bytes, b"two\n");
     }
+}
+
+#[test]
+fn emfile_where_no_descriptor_is_left() {
+    let m = Mnt::new();
+    let s = m.stream("s");
+    limit_files(&m, m.open_files() as u64);
+    assert_eq!(errno_of(try_append(s.join("events"), "lost\n")), libc::EMFILE);
+    limit_files(&m, 64);
+    append(s.join("events"), "one\n");
+    assert_eq!(batches(&s), ["one\n"]);
 }

@@ -1,9 +1,11 @@
-/* What io_uring does with a stream, in the current directory: see programs.rs. */
+/* What io_uring and AIO do with a stream, in the current directory: see programs.rs. */
 #include <fcntl.h>
 #include <liburing.h>
+#include <linux/aio_abi.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 static struct io_uring ring;
@@ -25,6 +27,24 @@ static int done(const char *what)
     return result;
 }
 
+/* One read by AIO, as libaio makes it. */
+static int aio_read(int fd)
+{
+    aio_context_t context = 0;
+    struct iocb read = {
+        .aio_lio_opcode = IOCB_CMD_PREAD,
+        .aio_fildes = fd,
+        .aio_buf = (unsigned long)bytes,
+        .aio_nbytes = sizeof bytes,
+    };
+    struct iocb *reads[] = {&read};
+    struct io_event event;
+    if (syscall(SYS_io_setup, 1, &context) != 0 || syscall(SYS_io_submit, context, 1, reads) != 1 ||
+        syscall(SYS_io_getevents, context, 1, 1, &event, NULL) != 1)
+        exit(5);
+    return event.res;
+}
+
 /* To the slot, of which no process has a descriptor. */
 static void put(const char *from, unsigned len)
 {
@@ -39,7 +59,10 @@ int main(int argc, char **argv)
 {
     if (argc < 3 || io_uring_queue_init(8, &ring, 0) != 0)
         return 77;
-    if (strcmp(argv[1], "read") == 0) {
+    if (strcmp(argv[1], "aio") == 0) {
+        int got = aio_read(open(argv[2], O_RDONLY));
+        fwrite(bytes, 1, got, stdout);
+    } else if (strcmp(argv[1], "read") == 0) {
         /* More than there is, from the beginning on. */
         int fd = open(argv[2], O_RDONLY);
         io_uring_prep_read(io_uring_get_sqe(&ring), fd, bytes, sizeof bytes, 0);
