@@ -75,9 +75,7 @@ pub(crate) const STREAM_BITS: u32 = 23;
 pub(crate) const INDICES: u64 = (1 << 36) - 4;
 
 /// How long the kernel may believe a name or mode that another mount may change.
-const SHORT: Duration = Duration::from_secs(1);
-/// How long it may believe names that stay as long as their stream, or are asked about at each stat.
-const LONG: Duration = Duration::from_secs(24 * 3600);
+const LIFETIME: Duration = Duration::from_secs(1);
 
 impl Node {
     /// The directory of a stream.
@@ -148,16 +146,15 @@ impl Node {
     /// How long the kernel may believe its name.
     pub fn name_lifetime(self) -> Duration {
         match self.kind {
-            Kind::Root | Kind::Stream | Kind::Events | Kind::Lines | Kind::From => SHORT,
             Kind::Link if self.index >= NAMED.len() as u64 => Duration::ZERO,
-            _ => LONG,
+            _ => LIFETIME,
         }
     }
 
     /// How long it may believe what a stat said: the way to each file is through its stream.
     pub fn attr_lifetime(self) -> Duration {
         match self.kind {
-            Kind::Root | Kind::Stream => SHORT,
+            Kind::Root | Kind::Stream => LIFETIME,
             _ => Duration::ZERO,
         }
     }

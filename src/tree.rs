@@ -6,12 +6,12 @@ use std::io::ErrorKind;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::attr::{Attr, identity, make, size};
-use crate::disk::{Real, is_stream_name};
+use crate::disk::{Disk, Real, is_stream_name};
 use crate::error::{Error, Result};
 use crate::names::Names;
 use crate::node::{FILES, Horizon, INDICES, Kind, NAMED, Node, ROOT, STATUS, Type, horizon};
@@ -30,7 +30,6 @@ pub struct Tree {
     private: Option<u32>,
     names: Mutex<Names>,
     handles: Handles,
-    next_name: AtomicU64,
     began: Instant,
     /// Those who wait for events.
     pub waiters: Arc<Waiters>,
@@ -47,7 +46,6 @@ impl Tree {
             private,
             names: Mutex::default(),
             handles: Handles::default(),
-            next_name: AtomicU64::default(),
             began: Instant::now(),
             waiters: Arc::default(),
             tracing: AtomicBool::new(false),
@@ -314,15 +312,11 @@ impl Tree {
 
     /// Makes a directory in the store that is no stream.
     fn nameless(&self) -> Result<PathBuf> {
-        loop {
-            let n = self.next_name.fetch_add(1, Relaxed);
-            let path = self.root.join(format!(".smolstore.{}.{n}", std::process::id()));
-            match DirBuilder::new().mode(0o700).create(&path) {
-                // Of another host, or of one that crashed.
-                Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
-                made => return made.map(|()| path).map_err(Error::os("the store")),
-            }
-        }
+        let make = || {
+            let path = self.root.join(format!(".smolstore.{:x}", self.store.shared.disk.random()?));
+            DirBuilder::new().mode(0o700).create(&path).map(|()| path)
+        };
+        make().map_err(Error::os("the store"))
     }
 
     /// rmdir(2).

@@ -36,10 +36,8 @@ pub(crate) struct State {
     batch: Option<Batch>,
     /// For each lock owner with bytes not yet committed: up to where it wrote.
     owners: HashMap<u64, u64>,
-    /// Who wrote last.
-    last: u64,
-    /// Bytes ever taken.
-    taken: u64,
+    /// Bytes ever written: up to where the last one of them wrote.
+    written: u64,
     /// The kernel's number and the offset of the write taken last.
     latest: (u64, u64),
     /// A write or commit failed, and the owners are still to be told.
@@ -82,9 +80,9 @@ impl State {
         Ok(batch)
     }
 
-    /// Takes what is to be committed because `owner`, who has written, closes the file.
-    fn leave(&mut self, owner: u64, ending: &Ending) -> Result<Option<Batch>> {
-        let last = self.last == owner;
+    /// Takes what is to be committed because an owner closes the file who has written, as the `last`
+    /// of them or not.
+    fn leave(&mut self, last: bool, ending: &Ending) -> Result<Option<Batch>> {
         match ending {
             Ending::Closed => self.take(last),
             Ending::Killed { .. } => {
@@ -114,7 +112,7 @@ impl State {
     /// Those with bytes in what was just taken out of the batch.
     fn riders(&mut self) -> Vec<u64> {
         let rest = self.batch.as_ref().map_or(0, |rest| rest.tally().len);
-        let boundary = self.taken - rest;
+        let boundary = self.written - rest;
         // A line that began in what was taken may end in the rest, which must not come alone.
         let rides = |end: u64| end <= boundary || rest > 0;
         let riders = self.owners.iter().filter(|(_, end)| rides(**end));
@@ -152,7 +150,8 @@ impl Writer {
         if state.sealed || (one && !state.in_flight.is_empty()) {
             return Err(Error::Invalid);
         }
-        let end = state.taken + bytes.len() as u64;
+        state.written += bytes.len() as u64;
+        let end = state.written;
         if let Some(error) = state.failed.clone() {
             if self.through {
                 // Once is enough where nothing else is pending.
@@ -191,7 +190,6 @@ impl Writer {
             }
             state.fail(error);
         })?;
-        (state.taken, state.last) = (end, owner);
         state.end = state.end.map(|_| offset.saturating_add(bytes.len() as u64));
         Ok(())
     }
@@ -256,22 +254,23 @@ impl Writer {
         answer: Answer<()>,
     ) -> Option<(u64, Ending)> {
         let mut state = lock(&self.state);
-        let wrote = state.owners.remove(&owner).is_some();
-        if !wrote && !state.in_flight.contains(&owner) {
+        let wrote = state.owners.remove(&owner);
+        if wrote.is_none() && !state.in_flight.contains(&owner) {
             drop(state);
             answer(Ok(()));
             return None;
         }
         let mut abandoned = None;
         let taken = match state.failed.clone() {
-            _ if !wrote => Ok(None),
+            _ if wrote.is_none() => Ok(None),
             Some(error) => {
                 state.fail(&error);
                 Err(error)
             }
             None => {
                 let (before, ending) = (State::events(state.batch.as_ref()), ending());
-                let taken = state.leave(owner, &ending);
+                let last = wrote == Some(state.written);
+                let taken = state.leave(last, &ending);
                 if let Ok(taken) = &taken {
                     let kept = State::events(state.batch.as_ref()) + State::events(taken.as_ref());
                     abandoned = (before > kept).then(|| (before - kept, ending));
