@@ -124,7 +124,7 @@ impl Real {
     /// [`Error::Foreign`] where that is not safe, and what to do.
     pub fn new(root: &Path, single_host: bool) -> Result<Real> {
         let shown = root.display();
-        let found = sys::file_system(root).and_then(|f_type| Ok((f_type, mount_of(root)?)));
+        let found = sys::statfs(root).and_then(|found| Ok((found.f_type, mount_of(root)?)));
         let (f_type, mount) = found.map_err(Error::os(&shown))?;
         let direct = hosts::direct(f_type, &mount).or_else(|why| match single_host {
             true => Ok(false),

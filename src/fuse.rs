@@ -439,7 +439,7 @@ impl Filesystem for Fuse {
                 stat.f_files,
                 stat.f_ffree,
                 u32::try_from(stat.f_bsize).unwrap_or(4096),
-                u32::try_from(stat.f_namemax).unwrap_or(255),
+                u32::try_from(stat.f_namelen).unwrap_or(255),
                 u32::try_from(stat.f_frsize).unwrap_or(4096),
             );
         });

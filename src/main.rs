@@ -40,6 +40,7 @@ prints a line for each fault. Exit status: 0 healthy, 1 faults found, 2 it could
 
 enum Parsed {
     Mount(Arguments),
+    Check(Vec<PathBuf>),
     Print(String),
 }
 
@@ -60,7 +61,9 @@ const IGNORED: &str = "\
     strictatime nostrictatime lazytime nolazytime diratime nodiratime sync async dirsync silent \
     loud iversion noiversion mand nomand symfollow default_permissions";
 
-fn parse(mut arguments: impl Iterator<Item = OsString>) -> Result<Parsed, String> {
+fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Parsed, String> {
+    let mut arguments = arguments.peekable();
+    let checks = arguments.next_if(|first| first == "check").is_some();
     let mut parsed = Arguments::default();
     let mut paths = Vec::new();
     while let Some(argument) = arguments.next() {
@@ -70,8 +73,11 @@ fn parse(mut arguments: impl Iterator<Item = OsString>) -> Result<Parsed, String
                 let version = env!("CARGO_PKG_VERSION");
                 return Ok(Parsed::Print(format!("smolstore {version}\n")));
             }
-            "-f" => parsed.foreground = true,
             "--" => paths.extend(arguments.by_ref().map(PathBuf::from)),
+            option if checks && option.starts_with('-') => {
+                return Err(format!("check knows no option {option}"));
+            }
+            "-f" => parsed.foreground = true,
             option if option.starts_with("-o") => {
                 let mut options = option[2..].to_string();
                 if options.is_empty() {
@@ -85,6 +91,9 @@ fn parse(mut arguments: impl Iterator<Item = OsString>) -> Result<Parsed, String
             }
             _ => paths.push(argument.into()),
         }
+    }
+    if checks {
+        return Ok(Parsed::Check(paths));
     }
     [parsed.store, parsed.mount_point] = <[PathBuf; 2]>::try_from(paths)
         .map_err(|_| "a STORE and a MOUNTPOINT are needed, and no more")?;
@@ -113,15 +122,14 @@ impl Arguments {
 }
 
 fn main() -> ExitCode {
-    let mut arguments = std::env::args_os().skip(1).peekable();
-    if arguments.next_if(|first| first == "check").is_some() {
-        return check(arguments.map(PathBuf::from)).unwrap_or_else(|message| {
-            eprintln!("smolstore: {message}");
-            ExitCode::from(2)
-        });
-    }
-    let arguments = match parse(arguments) {
+    let arguments = match parse(std::env::args_os().skip(1)) {
         Ok(Parsed::Mount(arguments)) => arguments,
+        Ok(Parsed::Check(paths)) => {
+            return check(paths).unwrap_or_else(|message| {
+                eprintln!("smolstore: {message}");
+                ExitCode::from(2)
+            });
+        }
         Ok(Parsed::Print(text)) => {
             // Whoever closed the pipe does not want it.
             let _ = io::stdout().write_all(text.as_bytes());
@@ -147,20 +155,9 @@ fn main() -> ExitCode {
 }
 
 /// `smolstore check STORE [STREAM...]`.
-fn check(arguments: impl Iterator<Item = PathBuf>) -> Result<ExitCode, String> {
-    let mut arguments = arguments.peekable();
-    match arguments.peek().and_then(|first| first.to_str()) {
-        Some("--") => drop(arguments.next()),
-        Some("-h" | "--help") => {
-            let _ = io::stdout().write_all(HELP.as_bytes());
-            return Ok(ExitCode::SUCCESS);
-        }
-        Some(option) if option.starts_with('-') => {
-            return Err(format!("check knows no option {option}\nTry 'smolstore --help'."));
-        }
-        _ => {}
-    }
-    let path = arguments.next().ok_or("check needs a STORE\nTry 'smolstore --help'.")?;
+fn check(paths: Vec<PathBuf>) -> Result<ExitCode, String> {
+    let mut paths = paths.into_iter();
+    let path = paths.next().ok_or("check needs a STORE\nTry 'smolstore --help'.")?;
     let shown = path.display();
     let found = fs::metadata(&path).map_err(|error| format!("{shown}: {error}"))?;
     mount::not_within_a_mount(&path, found.dev())?;
@@ -174,7 +171,7 @@ fn check(arguments: impl Iterator<Item = PathBuf>) -> Result<ExitCode, String> {
     })?;
     let store = Store::open(&path, true).map_err(|error| error.to_string())?;
     // A shell that completes a name adds a slash.
-    let mut names: Vec<PathBuf> = arguments.map(|name| name.components().collect()).collect();
+    let mut names: Vec<PathBuf> = paths.map(|name| name.components().collect()).collect();
     let listed = names.is_empty();
     if listed {
         let streams = store.streams().map_err(|error| error.to_string())?;

@@ -69,7 +69,6 @@ pub(crate) fn mount(arguments: &Arguments, report: Option<&mut PipeWriter>) -> R
     sys::set_limits();
     rehearse().map_err(|error| format!("no room for {THREADS} threads: {error}"))?;
     let (store_path, mount_point) = check_paths(arguments)?;
-    let mount_error = at(&mount_point);
 
     let to_stderr = arguments.foreground;
     let log = move |line: &str| log_line(to_stderr, line);
@@ -98,10 +97,10 @@ pub(crate) fn mount(arguments: &Arguments, report: Option<&mut PipeWriter>) -> R
         exit(0);
     });
     // Answered by the threads just started.
-    let device = fs::metadata(&mount_point).map_err(mount_error)?.dev();
+    let device = fs::metadata(&mount_point).map_err(at(&mount_point))?.dev();
     serves.store(true, SeqCst);
     let waiting = tree.clone();
-    std::thread::spawn(move || look_after(waiting.waiters(), device));
+    std::thread::spawn(move || look_after(&waiting.waiters, device));
     if let Some(report) = report {
         sys::detach().map_err(|error| format!("cannot leave the terminal: {error}"))?;
         // The parent may be gone; the mount is there all the same.
@@ -113,7 +112,7 @@ pub(crate) fn mount(arguments: &Arguments, report: Option<&mut PipeWriter>) -> R
         log(if tracing { "tracing requests" } else { "tracing no more" });
     }
     notify("STOPPING=1");
-    tree.waiters().end();
+    tree.waiters.end();
     if let Err(error) = unmount(&mount_point, device) {
         log(&format!("{}: cannot unmount: {error}", mount_point.display()));
     }
@@ -228,7 +227,7 @@ fn check_paths(arguments: &Arguments) -> Result<(PathBuf, PathBuf), String> {
     let (within, store) = directory(&arguments.store, "store")?;
     not_within_a_mount(&store, within.dev())?;
     // Not stat(2), which the kernel may answer from its cache for a while.
-    let there = sys::statvfs(&arguments.mount_point);
+    let there = sys::statfs(&arguments.mount_point);
     if there.is_err_and(|error| error.raw_os_error() == Some(libc::ENOTCONN)) {
         // What a killed daemon has left.
         detach(&arguments.mount_point).map_err(at(&arguments.mount_point))?;

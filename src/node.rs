@@ -75,9 +75,7 @@ pub(crate) const STREAM_BITS: u32 = 23;
 pub(crate) const INDICES: u64 = (1 << 36) - 4;
 
 /// How long the kernel may believe a name or mode that another mount may change.
-const SHORT: Duration = Duration::from_secs(1);
-/// How long it may believe names that stay as long as their stream, or are asked about at each stat.
-const LONG: Duration = Duration::from_secs(24 * 3600);
+const LIFETIME: Duration = Duration::from_secs(1);
 
 impl Node {
     /// The directory of a stream.
@@ -117,11 +115,6 @@ impl Node {
         Node { kind, index, json: false, ..self }
     }
 
-    /// The same horizon in its plain dress, or as JSON.
-    pub(crate) fn dressed(self, json: bool) -> Node {
-        Node { json, ..self }
-    }
-
     /// The directory that it is in.
     pub(crate) fn parent(self) -> Node {
         match self.kind {
@@ -153,16 +146,15 @@ impl Node {
     /// How long the kernel may believe its name.
     pub fn name_lifetime(self) -> Duration {
         match self.kind {
-            Kind::Root | Kind::Stream | Kind::Events | Kind::Lines | Kind::From => SHORT,
             Kind::Link if self.index >= NAMED.len() as u64 => Duration::ZERO,
-            _ => LONG,
+            _ => LIFETIME,
         }
     }
 
     /// How long it may believe what a stat said: the way to each file is through its stream.
     pub fn attr_lifetime(self) -> Duration {
         match self.kind {
-            Kind::Root | Kind::Stream => SHORT,
+            Kind::Root | Kind::Stream => LIFETIME,
             _ => Duration::ZERO,
         }
     }
@@ -281,7 +273,7 @@ mod tests {
             prop_assert_eq!(ROOT.number(), 1);
             for kind in KINDS {
                 let node = Node::stream(stream).beside(kind, index);
-                for node in [node, node.dressed(true)] {
+                for node in [node, Node { json: true, ..node }] {
                     prop_assert_eq!(Node::of(node.number()), Ok(node));
                 }
             }
@@ -293,7 +285,7 @@ mod tests {
         fn inode_numbers_differ_within_a_stream(identity: u64, a in 0..=INDICES, b in 0..=INDICES) {
             let all = |index| {
                 let nodes = KINDS.map(|kind| Node::stream(1).beside(kind, index));
-                let both = nodes.into_iter().flat_map(|node| [node, node.dressed(true)]);
+                let both = nodes.into_iter().flat_map(|node| [node, Node { json: true, ..node }]);
                 both.map(|node| node.inode(identity)).collect::<Vec<_>>()
             };
             let (these, those) = (all(a), all(b));

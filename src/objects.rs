@@ -21,9 +21,8 @@ pub(crate) struct Objects {
     events: Range<u64>,
     /// Where the first of them begins in the stream's view.
     view: u64,
-    /// What was made, and how much of it was handed out.
+    /// What was made, and not yet handed out.
     made: Vec<u8>,
-    given: usize,
     /// What is left of an event that is too long to be in memory as a whole: bytes of the view, and
     /// whether it is text.
     long: Option<(Range<u64>, bool)>,
@@ -34,7 +33,7 @@ impl Objects {
     /// Of these events, as far as there are any; the first of them begins at `view`.
     pub(crate) fn new(events: Range<u64>, view: u64) -> Objects {
         let (made, cursor) = (Vec::new(), Cursor::default());
-        Objects { events, view, made, given: 0, long: None, cursor }
+        Objects { events, view, made, long: None, cursor }
     }
 
     /// All of the view before this was made into JSON.
@@ -44,29 +43,24 @@ impl Objects {
 
     /// Whether there is something to hand out, whatever comes.
     pub(crate) fn ready(&self) -> bool {
-        self.long.is_some() || self.given < self.made.len()
+        self.long.is_some() || !self.made.is_empty()
     }
 
     /// Up to `size` bytes of what comes next; fewer only at the end, or before an error.
     pub(crate) fn peek<D: Disk>(&mut self, stream: &Arc<Stream<D>>, size: usize) -> Result<&[u8]> {
-        if self.made.len() - self.given < size {
-            self.made.drain(..self.given);
-            self.given = 0;
-        }
-        while self.made.len() - self.given < size {
+        while self.made.len() < size {
             match self.make(stream) {
                 Ok(true) => {}
                 Err(error) if self.made.is_empty() => return Err(error),
                 Ok(false) | Err(_) => break,
             }
         }
-        let left = &self.made[self.given..];
-        Ok(&left[..left.len().min(size)])
+        Ok(&self.made[..self.made.len().min(size)])
     }
 
     /// So many bytes of that were handed out.
     pub(crate) fn advance(&mut self, bytes: usize) {
-        self.given += bytes;
+        self.made.drain(..bytes);
     }
 
     /// Makes more. False at the end.

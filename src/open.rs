@@ -124,7 +124,7 @@ pub(crate) enum Handle {
     /// The status, as it was then.
     Text(Arc<str>),
     /// A directory, and its entries when it was last read from the beginning.
-    Directory(Node, Entries),
+    Directory(Node, Arc<Mutex<Entries>>),
 }
 
 /// All that is open, by number.
@@ -149,10 +149,6 @@ impl Handles {
 
     pub(crate) fn get(&self, number: u64) -> Result<Handle> {
         lock(&self.open).get(&number).cloned().ok_or(Error::Invalid)
-    }
-
-    pub(crate) fn replace(&self, number: u64, by: Handle) {
-        lock(&self.open).entry(number).and_modify(|handle| *handle = by);
     }
 
     /// Takes one out. It is dropped without the lock: a batch given up may have space to give back.

@@ -35,8 +35,8 @@ struct State {
     /// A poller is parked, with this ticket: the kernel knows it by the open file, so one is enough.
     polled: bool,
     ticket: u64,
-    /// What `count` or `first` said.
-    number: Option<u64>,
+    /// Of `count` or `first`: what it said.
+    number: String,
 }
 
 impl Reader {
@@ -78,16 +78,15 @@ impl Reader {
             Kind::New => Ok(Vec::new()),
             _ if self.node.flows() => self.read_next(size),
             kind @ (Kind::Count | Kind::First) => {
-                let mut reader = lock(&self.state);
-                let number = match reader.number {
-                    // Who reads on gets the rest of the same number.
-                    Some(number) if offset > 0 => number,
-                    _ if kind == Kind::First => self.stream.first()?,
-                    _ => self.stream.count()?,
-                };
-                reader.number = Some(number);
+                let number = &mut lock(&self.state).number;
+                // Who reads on gets the rest of the same number.
+                if offset == 0 || number.is_empty() {
+                    let first = kind == Kind::First;
+                    let n = if first { self.stream.first()? } else { self.stream.count()? };
+                    *number = format!("{n}\n");
+                }
                 let offset = usize::try_from(offset).unwrap_or(usize::MAX);
-                Ok(format!("{number}\n").bytes().skip(offset).take(size).collect())
+                Ok(number.bytes().skip(offset).take(size).collect())
             }
             _ => {
                 let left = usize::try_from(self.len.saturating_sub(offset)).unwrap_or(usize::MAX);

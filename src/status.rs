@@ -117,16 +117,15 @@ impl Status {
             text,
             "# HELP {name} From a batch's close or fsync to its acknowledgement.\n# TYPE {name} summary"
         );
-        for (share, nanos) in [
-            ("0.5", self.quantile(0.5)),
-            ("0.99", self.quantile(0.99)),
-            ("1", self.longest.load(Relaxed)),
+        for (which, nanos) in [
+            ("{quantile=\"0.5\"}", self.quantile(0.5)),
+            ("{quantile=\"0.99\"}", self.quantile(0.99)),
+            ("{quantile=\"1\"}", self.longest.load(Relaxed)),
+            ("_sum", self.total.load(Relaxed)),
         ] {
-            let _ = writeln!(text, "{name}{{quantile=\"{share}\"}} {:>20}", nanos as f64 / 1e9);
+            let _ = writeln!(text, "{name}{which} {:>20}", nanos as f64 / 1e9);
         }
-        let (sum, count) = (self.total.load(Relaxed), &self.counters[1]);
-        let _ = writeln!(text, "{name}_sum {:>20}", sum as f64 / 1e9);
-        let _ = writeln!(text, "{name}_count {:>20}", count.load(Relaxed));
+        let _ = writeln!(text, "{name}_count {:>20}", self.counters[1].load(Relaxed));
         text
     }
 }

@@ -24,7 +24,7 @@ pub fn crc32c(crc: u32, bytes: &[u8]) -> u32 {
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "sse4.2")]
 fn crc32c_sse(crc: u32, bytes: &[u8]) -> u32 {
-    use std::arch::x86_64::{_mm_crc32_u8, _mm_crc32_u32, _mm_crc32_u64};
+    use std::arch::x86_64::{_mm_crc32_u8, _mm_crc32_u64};
     let (words, rest) = bytes.as_chunks::<8>();
     let mut wide = u64::from(!crc);
     for word in words {
@@ -32,10 +32,6 @@ fn crc32c_sse(crc: u32, bytes: &[u8]) -> u32 {
     }
     // The instruction leaves the upper half zero.
     let mut crc = (wide & u64::from(u32::MAX)) as u32;
-    let (halves, rest) = rest.as_chunks::<4>();
-    for half in halves {
-        crc = _mm_crc32_u32(crc, u32::from_le_bytes(*half));
-    }
     for byte in rest {
         crc = _mm_crc32_u8(crc, *byte);
     }
@@ -98,17 +94,17 @@ fn c_path(path: &Path) -> io::Result<CString> {
 
 /// Reserves blocks for the bytes `from..to` of `file` and makes it that long; they read as zeros.
 pub fn allocate(file: &File, from: u64, to: u64) -> io::Result<()> {
-    let offset = libc::off_t::try_from(from).map_err(io::Error::other)?;
-    let len = libc::off_t::try_from(to - from).map_err(io::Error::other)?;
-    // SAFETY: a plain system call on a descriptor that is open as long as `file` is borrowed.
-    check(unsafe { libc::fallocate(file.as_raw_fd(), 0, offset, len) }).map(drop)
+    fallocate(file, 0, from, to)
 }
 
 /// Gives the blocks of the bytes `from..to` of `file` back; they read as zeros then.
 pub fn punch(file: &File, from: u64, to: u64) -> io::Result<()> {
+    fallocate(file, libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE, from, to)
+}
+
+fn fallocate(file: &File, mode: i32, from: u64, to: u64) -> io::Result<()> {
     let offset = libc::off_t::try_from(from).map_err(io::Error::other)?;
     let len = libc::off_t::try_from(to - from).map_err(io::Error::other)?;
-    let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
     // SAFETY: a plain system call on a descriptor that is open as long as `file` is borrowed.
     check(unsafe { libc::fallocate(file.as_raw_fd(), mode, offset, len) }).map(drop)
 }
@@ -177,24 +173,14 @@ pub fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
     }
 }
 
-/// Space and files of the file system that holds `path`: statvfs(3).
-pub fn statvfs(path: &Path) -> io::Result<libc::statvfs> {
+/// Kind, space and files of the file system that holds `path`: statfs(2).
+pub fn statfs(path: &Path) -> io::Result<libc::statfs> {
     let path = c_path(path)?;
     let mut stat = std::mem::MaybeUninit::uninit();
     // SAFETY: `path` ends with a NUL, and `stat` has room for what the call writes.
-    check(unsafe { libc::statvfs(path.as_ptr(), stat.as_mut_ptr()) })?;
-    // SAFETY: the call succeeded, so it has filled all of it.
-    Ok(unsafe { stat.assume_init() })
-}
-
-/// What kind of file system holds `path`: `f_type` of statfs(2).
-pub fn file_system(path: &Path) -> io::Result<i64> {
-    let path = c_path(path)?;
-    let mut stat = std::mem::MaybeUninit::<libc::statfs>::uninit();
-    // SAFETY: `path` ends with a NUL, and `stat` has room for what the call writes.
     check(unsafe { libc::statfs(path.as_ptr(), stat.as_mut_ptr()) })?;
     // SAFETY: the call succeeded, so it has filled all of it.
-    Ok(unsafe { stat.assume_init() }.f_type)
+    Ok(unsafe { stat.assume_init() })
 }
 
 /// Length, links, number and birth of an open file, or of what is at `path`, which is then not

@@ -6,12 +6,12 @@ use std::io::ErrorKind;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::attr::{Attr, identity, make, size};
-use crate::disk::{Real, is_stream_name};
+use crate::disk::{Disk, Real, is_stream_name};
 use crate::error::{Error, Result};
 use crate::names::Names;
 use crate::node::{FILES, Horizon, INDICES, Kind, NAMED, Node, ROOT, STATUS, Type, horizon};
@@ -30,9 +30,9 @@ pub struct Tree {
     private: Option<u32>,
     names: Mutex<Names>,
     handles: Handles,
-    next_name: AtomicU64,
-    waiters: Arc<Waiters>,
     began: Instant,
+    /// Those who wait for events.
+    pub waiters: Arc<Waiters>,
     /// Each request is to be told to the operator.
     pub tracing: AtomicBool,
 }
@@ -46,9 +46,8 @@ impl Tree {
             private,
             names: Mutex::default(),
             handles: Handles::default(),
-            next_name: AtomicU64::default(),
-            waiters: Arc::default(),
             began: Instant::now(),
+            waiters: Arc::default(),
             tracing: AtomicBool::new(false),
         }
     }
@@ -61,11 +60,6 @@ impl Tree {
             ("waiting_readers", "gauge", "Reads and polls that wait for an event", waiting as f64),
             ("uptime_seconds", "gauge", "Seconds since the mount", uptime),
         ])
-    }
-
-    /// Those who wait for events.
-    pub fn waiters(&self) -> &Arc<Waiters> {
-        &self.waiters
     }
 
     /// Tells the operator.
@@ -158,12 +152,9 @@ impl Tree {
 
     /// truncate(2), by the open file `handle` when it has one. Only what is not committed can go.
     pub fn truncate(&self, number: u64, handle: Option<u64>, size: u64) -> Result<()> {
-        let node = Node::of(number)?;
-        let one = matches!(node.kind, Kind::New | Kind::At);
         match handle {
-            _ if node.kind == Kind::First && size == 0 => Ok(()),
+            _ if Node::of(number)?.kind == Kind::First && size == 0 => Ok(()),
             Some(handle) => self.file(handle)?.writer.truncate(size),
-            None if one && size == 0 && self.attr_of(node)?.size == 0 => Ok(()),
             None => Err(Error::NotPermitted),
         }
     }
@@ -198,9 +189,9 @@ impl Tree {
         self.attr_of(node)
     }
 
-    /// Space and files of the file system the store is on: statvfs(3).
-    pub fn space(&self) -> Result<libc::statvfs> {
-        sys::statvfs(&self.root).map_err(Error::os(self.root.display()))
+    /// Space and files of the file system the store is on: statfs(2).
+    pub fn space(&self) -> Result<libc::statfs> {
+        sys::statfs(&self.root).map_err(Error::os(self.root.display()))
     }
 
     // ---- names -------------------------------------------------------------------------------
@@ -241,7 +232,7 @@ impl Tree {
             _ => return Err(Error::NotFound),
         };
         lock(&self.names).remember(node.stream);
-        Ok(node.dressed(plain.is_some() && parent.view().is_some()))
+        Ok(Node { json: plain.is_some() && parent.view().is_some(), ..node })
     }
 
     /// The file of this kind in the directory of a stream.
@@ -315,15 +306,11 @@ impl Tree {
 
     /// Makes a directory in the store that is no stream.
     fn nameless(&self) -> Result<PathBuf> {
-        loop {
-            let n = self.next_name.fetch_add(1, Relaxed);
-            let path = self.root.join(format!(".smolstore.{}.{n}", std::process::id()));
-            match DirBuilder::new().mode(0o700).create(&path) {
-                // Of another host, or of one that crashed.
-                Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
-                made => return made.map(|()| path).map_err(Error::os("the store")),
-            }
-        }
+        let make = || {
+            let path = self.root.join(format!(".smolstore.{:x}", self.store.shared.disk.random()?));
+            DirBuilder::new().mode(0o700).create(&path).map(|()| path)
+        };
+        make().map_err(Error::os("the store"))
     }
 
     /// rmdir(2).
@@ -447,14 +434,14 @@ impl Tree {
     /// readdir(3): the entries of an open directory, as they are now or, unless it is read from
     /// the `beginning`, were then.
     pub fn entries(&self, handle: u64, beginning: bool) -> Result<Entries> {
-        let node = match self.handles.get(handle)? {
-            Handle::Directory(node, _) if beginning => node,
-            Handle::Directory(_, entries) => return Ok(entries),
-            _ => return Err(Error::Invalid),
+        let Handle::Directory(node, entries) = self.handles.get(handle)? else {
+            return Err(Error::Invalid);
         };
-        let entries = Arc::new(self.list(node)?);
-        self.handles.replace(handle, Handle::Directory(node, entries.clone()));
-        Ok(entries)
+        if beginning {
+            let listed = Arc::new(self.list(node)?);
+            *lock(&entries) = listed;
+        }
+        Ok(lock(&entries).clone())
     }
 
     fn list(&self, node: Node) -> Result<Vec<(u64, Type, OsString)>> {

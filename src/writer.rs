@@ -36,10 +36,8 @@ pub(crate) struct State {
     batch: Option<Batch>,
     /// For each lock owner with bytes not yet committed: up to where it wrote.
     owners: HashMap<u64, u64>,
-    /// Who wrote last.
-    last: u64,
-    /// Bytes ever taken.
-    taken: u64,
+    /// Bytes ever written: up to where the last one of them wrote.
+    written: u64,
     /// The kernel's number and the offset of the write taken last.
     latest: (u64, u64),
     /// A write or commit failed, and the owners are still to be told.
@@ -59,25 +57,6 @@ pub(crate) struct State {
 
 /// Puts a batch in the stream's queue, with its guard: see [`Stream::enqueue`].
 type Submit = Box<dyn FnOnce(&Writer, Option<u64>) -> bool + Send>;
-
-/// Who learns by an answer what became of the bytes it wrote.
-#[derive(Clone, Copy)]
-enum Told {
-    /// There is nobody left, or all learn it by what they do next.
-    Nobody,
-    Owner(u64),
-    /// One of those who wrote; which is not said.
-    Somebody,
-}
-
-impl Told {
-    fn owner(self) -> Option<u64> {
-        match self {
-            Told::Owner(owner) => Some(owner),
-            Told::Nobody | Told::Somebody => None,
-        }
-    }
-}
 
 impl State {
     /// Gives up the batch; its owners are to be told.
@@ -101,21 +80,20 @@ impl State {
         Ok(batch)
     }
 
-    /// Takes what is to be committed because `owner`, who has written, closes the file.
-    fn leave(&mut self, owner: u64, ending: &Ending) -> Result<Option<Batch>> {
-        let last = self.last == owner;
+    /// Takes what is to be committed because an owner closes the file who has written, as the `last`
+    /// of them or not.
+    fn leave(&mut self, last: bool, ending: &Ending) -> Result<Option<Batch>> {
         match ending {
             Ending::Closed => self.take(last),
-            Ending::Killed { .. } if self.owners.is_empty() => {
-                self.batch = None;
+            Ending::Killed { .. } => {
+                if self.owners.is_empty() {
+                    self.batch = None;
+                } else if last {
+                    // Others wrote, too. The complete lines stay, and come when one of them closes.
+                    self.batch = self.take(false)?;
+                }
                 Ok(None)
             }
-            // Others wrote, too. The complete lines stay, and come when one of them closes.
-            Ending::Killed { .. } if last => {
-                self.batch = self.take(false)?;
-                Ok(None)
-            }
-            Ending::Killed { .. } => Ok(None),
             Ending::Unknown => {
                 let complete = self.take(false);
                 if last {
@@ -134,7 +112,7 @@ impl State {
     /// Those with bytes in what was just taken out of the batch.
     fn riders(&mut self) -> Vec<u64> {
         let rest = self.batch.as_ref().map_or(0, |rest| rest.tally().len);
-        let boundary = self.taken - rest;
+        let boundary = self.written - rest;
         // A line that began in what was taken may end in the rest, which must not come alone.
         let rides = |end: u64| end <= boundary || rest > 0;
         let riders = self.owners.iter().filter(|(_, end)| rides(**end));
@@ -164,8 +142,7 @@ impl Writer {
             return answer(gathered);
         }
         let complete = state.take(false);
-        let told = if alone { Told::Owner(owner) } else { Told::Nobody };
-        self.commit(state, complete, told, answer);
+        self.commit(state, complete, alone.then_some(owner), answer);
     }
 
     fn gather(&self, state: &mut State, owner: u64, place: (u64, u64), bytes: &[u8]) -> Result<()> {
@@ -173,7 +150,8 @@ impl Writer {
         if state.sealed || (one && !state.in_flight.is_empty()) {
             return Err(Error::Invalid);
         }
-        let end = state.taken + bytes.len() as u64;
+        state.written += bytes.len() as u64;
+        let end = state.written;
         if let Some(error) = state.failed.clone() {
             if self.through {
                 // Once is enough where nothing else is pending.
@@ -212,7 +190,6 @@ impl Writer {
             }
             state.fail(error);
         })?;
-        (state.taken, state.last) = (end, owner);
         state.end = state.end.map(|_| offset.saturating_add(bytes.len() as u64));
         Ok(())
     }
@@ -277,22 +254,23 @@ impl Writer {
         answer: Answer<()>,
     ) -> Option<(u64, Ending)> {
         let mut state = lock(&self.state);
-        let wrote = state.owners.remove(&owner).is_some();
-        if !wrote && !state.in_flight.contains(&owner) {
+        let wrote = state.owners.remove(&owner);
+        if wrote.is_none() && !state.in_flight.contains(&owner) {
             drop(state);
             answer(Ok(()));
             return None;
         }
         let mut abandoned = None;
         let taken = match state.failed.clone() {
-            _ if !wrote => Ok(None),
+            _ if wrote.is_none() => Ok(None),
             Some(error) => {
                 state.fail(&error);
                 Err(error)
             }
             None => {
                 let (before, ending) = (State::events(state.batch.as_ref()), ending());
-                let taken = state.leave(owner, &ending);
+                let last = wrote == Some(state.written);
+                let taken = state.leave(last, &ending);
                 if let Ok(taken) = &taken {
                     let kept = State::events(state.batch.as_ref()) + State::events(taken.as_ref());
                     abandoned = (before > kept).then(|| (before - kept, ending));
@@ -300,7 +278,7 @@ impl Writer {
                 taken
             }
         };
-        self.commit(state, taken, Told::Owner(owner), answer);
+        self.commit(state, taken, Some(owner), answer);
         abandoned
     }
 
@@ -310,13 +288,10 @@ impl Writer {
         // Who asks is not said. When only one has written it is that one.
         let mut owners = state.owners.keys().chain(&state.in_flight).copied();
         let first = owners.next();
-        let told = match first {
-            Some(only) if owners.all(|owner| owner == only) => Told::Owner(only),
-            _ => Told::Somebody,
-        };
+        let told = first.filter(|only| owners.all(|owner| owner == *only));
         let taken = match state.failed.clone() {
             Some(error) => {
-                told.owner().map(|only| state.owners.remove(&only));
+                told.map(|only| state.owners.remove(&only));
                 state.fail(&error);
                 Err(error)
             }
@@ -330,18 +305,18 @@ impl Writer {
     pub(crate) fn release(self: &Arc<Self>) {
         let mut state = lock(&self.state);
         if let Some(batch) = state.batch.take() {
-            self.commit(state, Ok(Some(batch)), Told::Nobody, Box::new(drop));
+            self.commit(state, Ok(Some(batch)), None, Box::new(drop));
         }
     }
 
     /// Commits what was taken out of the batch, and answers when that is durable, and what others
-    /// are committing through this this file, too. When it fails `told` learns so by the answer,
-    /// all others who had bytes in it by what they do next.
+    /// are committing through this file, too. When it fails the owner `told` learns so by the answer,
+    /// all others who had bytes in it by what they do next; without one it is not said who is told.
     fn commit(
         self: &Arc<Self>,
         mut state: MutexGuard<'_, State>,
         taken: Result<Option<Batch>>,
-        told: Told,
+        told: Option<u64>,
         answer: Answer<()>,
     ) {
         let busy = !state.in_flight.is_empty();
@@ -354,8 +329,8 @@ impl Writer {
                 return answer(nothing.map(drop));
             }
         };
-        riders.retain(|rider| Some(*rider) != told.owner());
-        state.in_flight.extend(riders.iter().copied().chain(told.owner()));
+        riders.retain(|rider| Some(*rider) != told);
+        state.in_flight.extend(riders.iter().copied().chain(told));
         let events = batch.tally().all_events();
         let this = self.clone();
         let finish = move |result: Result<u64>| {
@@ -383,20 +358,26 @@ impl Writer {
 
     /// A commit of so many events has ended; `riders` and who is told had bytes in it. Says what to
     /// tell.
-    fn finish(&self, result: Result<u64>, events: u64, riders: Vec<u64>, told: Told) -> Result<()> {
+    fn finish(
+        &self,
+        result: Result<u64>,
+        events: u64,
+        riders: Vec<u64>,
+        told: Option<u64>,
+    ) -> Result<()> {
         let mut state = lock(&self.state);
-        for rider in riders.iter().copied().chain(told.owner()) {
+        for rider in riders.iter().copied().chain(told) {
             let at = state.in_flight.iter().position(|owner| *owner == rider);
             at.map(|at| state.in_flight.swap_remove(at));
         }
         // What became of the bytes it had in earlier batches, while it waited for this one.
         let earlier = state.failed.clone().filter(|_| match told {
-            Told::Nobody => false,
             // Not what became of bytes that it has written since.
-            Told::Owner(owner) => {
+            Some(owner) => {
                 state.owners.get(&owner) == Some(&0) && state.owners.remove(&owner).is_some()
             }
-            Told::Somebody => true,
+            // A write that commits is told of what it wrote, and of nothing else.
+            None => !self.through,
         });
         if let Some(error) = &earlier {
             state.fail(error);
@@ -407,7 +388,7 @@ impl Writer {
                 state.sealed = self.shape == Shape::One;
             }
             Err(error) if self.through || !riders.is_empty() => {
-                if let Some(owner) = told.owner().filter(|_| self.through) {
+                if let Some(owner) = told.filter(|_| self.through) {
                     // What is behind the last newline of its write failed with that.
                     state.owners.remove(&owner);
                 }

@@ -99,11 +99,14 @@ fn three_thousand_streams_touched_once() {
 }
 
 /// The daemon may have so many descriptors; streams that nobody uses give up theirs.
-fn limit_files(m: &Mnt, most: u64) {
-    let limit = libc::rlimit { rlim_cur: most, rlim_max: most };
+pub fn limit_files(m: &Mnt, most: u64) {
     let pid = m.pid().cast_signed();
-    let none = std::ptr::null_mut();
-    assert_eq!(unsafe { libc::prlimit(pid, libc::RLIMIT_NOFILE, &raw const limit, none) }, 0);
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    let (of, none) = (libc::RLIMIT_NOFILE, std::ptr::null_mut());
+    assert_eq!(unsafe { libc::prlimit(pid, of, none, &raw mut limit) }, 0);
+    // Only so that it can be lifted again.
+    limit.rlim_cur = most;
+    assert_eq!(unsafe { libc::prlimit(pid, of, &raw const limit, none) }, 0);
 }
 
 #[test]

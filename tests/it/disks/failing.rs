@@ -87,7 +87,7 @@ fn a_failed_sync_is_told_and_the_next_use_finds_out() {
     append(s.join("events"), "first\n");
     append(other.join("events"), "first\n");
     let mut held = appender(s.join("events")).unwrap();
-    faults.are(&["fdatasync s/log 5 0 0 0"]);
+    faults.are(&["fdatasync /log 5 0 0 0"]);
     let lost = try_append(s.join("events"), "lost\nlost\n");
     assert_eq!(errno_of(lost), EIO);
     assert_eq!(faults.struck(), 1, "it is not tried again");
@@ -156,7 +156,7 @@ fn all_batches_that_share_a_failed_sync_are_told() {
 
 #[test]
 fn a_failed_batch_is_there_or_not() {
-    for fault in ["fdatasync s/log 5 0 0 0", "pwrite s/log 5 0 100 9999"] {
+    for fault in ["fdatasync /log 5 0 0 0", "pwrite s/log 5 0 100 9999"] {
         for (remounted, again) in [(false, 1), (true, 1), (true, 2)] {
             let (faults, m) = Faults::new();
             let s = m.stream("s");
@@ -348,7 +348,7 @@ fn a_failed_sync_while_it_recovers_is_told_until_it_works() {
     faults.are(&["pwrite s/index 5 0 0 9999"]);
     let doubt = try_append(s.join("events"), "a batch\nof two\n");
     assert_eq!(errno_of(doubt), EIO);
-    faults.are(&["fdatasync s/log 5 0 0 0"]);
+    faults.are(&["fdatasync /log 5 0 0 0"]);
     m.restart();
     refuses(&s, 1);
     refuses(&s, 3);
@@ -404,6 +404,23 @@ fn a_stream_whose_names_cannot_be_synced_acknowledges_nothing_yet() {
         append(s.join(format!("from/{}", known.lines().count())), "good\n");
         m.restart();
         assert_eq!(text(&read(s.join("events"))), known + "good\n", "{fault}");
+    }
+}
+
+/// A file system that has shut down may say so to who syncs a file only: XFS.
+#[test]
+fn a_rename_that_may_not_outlive_a_crash_is_an_error() {
+    let (faults, m) = Faults::new();
+    let s = m.stream("s");
+    append(s.join("events"), "one\n");
+    for fault in ["fdatasync /log 5 0 0 0", "fsync store 5 0 0 0"] {
+        faults.are(&[fault]);
+        let renamed = fs::rename(&s, m.path().join("t"));
+        assert_eq!(errno_of(renamed), EIO, "{fault}");
+        faults.are(&[]);
+        // It has the new name, or it has not.
+        let _ = fs::rename(m.path().join("t"), &s);
+        assert_eq!(read(s.join("events")), b"one\n", "{fault}");
     }
 }
 
