@@ -47,7 +47,7 @@ impl<D: Disk> Stream<D> {
 
     /// The head of the log: which events are kept.
     pub(crate) fn head(self: &Arc<Self>) -> Result<Head> {
-        self.look()?.0.head()
+        self.look_at_end()?.0.head()
     }
 
     /// The index of the first event that is kept; the count when none is.
