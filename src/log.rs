@@ -177,7 +177,9 @@ impl<D: Disk> Files<D> {
             return self.unmended.clone().map_or(Err(Error::ReadOnly), Err);
         };
         let words = [last.to_le_bytes(), seed.to_le_bytes()].concat();
-        write_all(&*self.disk, index, &words, 0).map_err(self.os("index"))
+        write_all(&*self.disk, index, &words, 0).map_err(self.os("index"))?;
+        self.disk.tell(&self.name);
+        Ok(())
     }
 
     /// Makes the names of log, index and stream durable.

@@ -8,12 +8,17 @@ use std::time::{Duration, Instant};
 
 use crate::disk::Real;
 use crate::error::Result;
+use crate::news::{self, News, TOLD_A_SECOND};
 use crate::proc::Signalled;
 use crate::stream::{Glance, Stream};
 use crate::sys::lock;
 
 /// How often [`Waiters::look`] is to be called.
 pub const LOOKS_A_SECOND: u32 = 8;
+
+/// Where hosts tell each other of what they change, so many seconds may pass until a stream that nobody
+/// told of is looked at: the host may have died before it did.
+const UNTOLD: u32 = 30;
 
 /// Called with what became of a request.
 pub type Answer<R> = Box<dyn FnOnce(Result<R>) + Send>;
@@ -120,9 +125,9 @@ impl Waiters {
         }
     }
 
-    /// Looks after all who wait: for what other mounts have committed, and for signals. Of a
-    /// reader that we cannot see nothing is known: once a second it may look itself.
-    pub fn look(self: &Arc<Self>, signalled: impl Fn(u32) -> Signalled) {
+    /// Looks after all who wait: for signals. Of a reader that we cannot see nothing is known: once a
+    /// second it may look itself.
+    pub fn look_for_signals(self: &Arc<Self>, signalled: impl Fn(u32) -> Signalled) {
         let reader = |waiter: &Waiter| Some((waiter.stream.clone(), waiter.thread?, waiter.ticket));
         let readers: Vec<_> = lock(&self.parked).values().flatten().filter_map(reader).collect();
         for (stream, thread, ticket) in readers {
@@ -148,18 +153,49 @@ impl Waiters {
                 (waiter.wake)(Why::Signal);
             }
         }
+    }
+
+    /// Looks for what other mounts of this host have committed; `names`: and removed.
+    pub fn look(self: &Arc<Self>, names: bool) {
         for stream in self.streams() {
-            match stream.glance(self.first(&stream)) {
-                Glance::Nothing => {}
-                // Whose lock somebody holds must not keep this thread from the others.
-                Glance::More => {
-                    let waiters = self.clone();
-                    let wake = move || waiters.wake(&stream);
-                    // Without a thread it is tried again at the next look.
-                    drop(std::thread::Builder::new().spawn(wake));
-                }
-                Glance::Gone => self.end_those_of(&stream),
+            self.glance(stream, names);
+        }
+    }
+
+    /// Looks at the streams that other hosts told of. `turn`: how often it was called before, the last
+    /// time at `before`.
+    pub fn hear(self: &Arc<Self>, news: &News, turn: u32, before: Instant) {
+        let streams = self.streams();
+        if streams.is_empty() {
+            return;
+        }
+        let heard = news.hear(turn.is_multiple_of(TOLD_A_SECOND));
+        for stream in streams {
+            let name = stream.name();
+            // What was told before somebody waited was heard for others.
+            let waits = lock(&self.parked);
+            let here = waits.get(&key(&stream)).into_iter().flatten();
+            let new = here.map(|waiter| waiter.since).max().is_some_and(|since| since >= before);
+            drop(waits);
+            let every = UNTOLD * TOLD_A_SECOND;
+            if new || heard.of(&name) || news::key(&name) % every == turn % every {
+                self.glance(stream, true);
             }
+        }
+    }
+
+    /// Answers those who wait for more of a stream, when there is.
+    fn glance(self: &Arc<Self>, stream: Arc<Stream<Real>>, names: bool) {
+        match stream.glance(self.first(&stream), names) {
+            Glance::Nothing => {}
+            // Whose lock somebody holds must not keep this thread from the others.
+            Glance::More => {
+                let waiters = self.clone();
+                let wake = move || waiters.wake(&stream);
+                // Without a thread it is tried again at the next look.
+                drop(std::thread::Builder::new().spawn(wake));
+            }
+            Glance::Gone => self.end_those_of(&stream),
         }
     }
 
