@@ -18,7 +18,7 @@ pub const LOOKS_A_SECOND: u32 = 8;
 
 /// Where hosts tell each other of what they change, so many seconds may pass until a stream that nobody
 /// told of is looked at: the host may have died before it did.
-const UNTOLD: u32 = 30;
+const UNTOLD: u32 = 60;
 
 /// Called with what became of a request.
 pub type Answer<R> = Box<dyn FnOnce(Result<R>) + Send>;
@@ -178,8 +178,9 @@ impl Waiters {
             let new = here.map(|waiter| waiter.since).max().is_some_and(|since| since >= before);
             drop(waits);
             let every = UNTOLD * TOLD_A_SECOND;
-            if new || heard.of(&name) || news::key(&name) % every == turn % every {
-                self.glance(stream, true);
+            let told = heard.of(&name);
+            if told || new || news::key(&name) % every == turn % every {
+                self.glance(stream, told);
             }
         }
     }
