@@ -37,9 +37,25 @@ pub(crate) enum Why {
     End,
 }
 
+/// A stream that somebody waits for: its files stay open.
+struct Waited(Arc<Stream<Real>>);
+
+impl Waited {
+    fn new(stream: &Arc<Stream<Real>>) -> Waited {
+        stream.waiting.fetch_add(1, SeqCst);
+        Waited(stream.clone())
+    }
+}
+
+impl Drop for Waited {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, SeqCst);
+    }
+}
+
 /// Somebody who waits for more of a stream.
 struct Waiter {
-    stream: Arc<Stream<Real>>,
+    stream: Waited,
     /// It has seen all up to here in the stream's view.
     seen: u64,
     /// The thread that reads, 0 when it is in a pid namespace that we cannot see. A poller has none:
@@ -82,12 +98,11 @@ impl Waiters {
         wake: Wake,
     ) -> u64 {
         let (ticket, since) = (self.tickets.fetch_add(1, SeqCst), Instant::now());
-        let stream = stream.clone();
-        let waiter =
-            Waiter { stream: stream.clone(), seen, thread, wake, ticket, since, looked: false };
-        lock(&self.parked).entry(key(&stream)).or_default().push(waiter);
+        let waited = Waited::new(stream);
+        let waiter = Waiter { stream: waited, seen, thread, wake, ticket, since, looked: false };
+        lock(&self.parked).entry(key(stream)).or_default().push(waiter);
         if self.ended.load(SeqCst) {
-            self.end_those_of(&stream);
+            self.end_those_of(stream);
         }
         ticket
     }
@@ -128,7 +143,8 @@ impl Waiters {
     /// Looks after all who wait: for signals. Of a reader that we cannot see nothing is known: once a
     /// second it may look itself.
     pub fn look_for_signals(self: &Arc<Self>, signalled: impl Fn(u32) -> Signalled) {
-        let reader = |waiter: &Waiter| Some((waiter.stream.clone(), waiter.thread?, waiter.ticket));
+        let reader =
+            |waiter: &Waiter| Some((waiter.stream.0.clone(), waiter.thread?, waiter.ticket));
         let readers: Vec<_> = lock(&self.parked).values().flatten().filter_map(reader).collect();
         for (stream, thread, ticket) in readers {
             let signalled = match thread {
@@ -219,6 +235,6 @@ impl Waiters {
     fn streams(&self) -> Vec<Arc<Stream<Real>>> {
         let mut all = lock(&self.parked);
         all.retain(|_, here| !here.is_empty());
-        all.values().filter_map(|here| Some(here.first()?.stream.clone())).collect()
+        all.values().filter_map(|here| Some(here.first()?.stream.0.clone())).collect()
     }
 }
