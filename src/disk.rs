@@ -10,9 +10,11 @@ use std::ops::Deref;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::error::{Error, Result};
+use crate::news::News;
 use crate::page::PAGE;
 use crate::{hosts, sys};
 
@@ -40,6 +42,9 @@ pub trait Disk: Send + Sync + 'static {
     fn direct(&self) -> bool {
         false
     }
+
+    /// Tells other hosts that the stream of this name changed.
+    fn tell(&self, _name: &Path) {}
 
     /// Opens a file for reading, and for writing where it is to be created when absent.
     fn open(&self, path: &Path, create: bool) -> io::Result<Self::File>;
@@ -94,6 +99,8 @@ pub struct Real {
     root: PathBuf,
     /// Other hosts may mount it: log and index bypass the page cache.
     direct: bool,
+    /// What they tell each other then.
+    news: Option<Arc<News>>,
 }
 
 /// An open file of the operating system.
@@ -115,7 +122,7 @@ impl Deref for Opened {
 impl Real {
     /// A directory that no other host mounts.
     pub fn local(root: impl Into<PathBuf>) -> Real {
-        Real { root: root.into(), direct: false }
+        Real { root: root.into(), direct: false, news: None }
     }
 
     /// A directory on any file system, if it can be used there. `single_host`: no other host mounts it.
@@ -133,12 +140,18 @@ impl Real {
                  mounts it '-o single_host' says so"
             ))),
         })?;
-        Ok(Real { root: root.into(), direct })
+        let news = direct.then(|| Arc::new(News::new(root)));
+        Ok(Real { root: root.into(), direct, news })
     }
 
     /// Where it is.
     pub(crate) fn root(&self) -> &Path {
         &self.root
+    }
+
+    /// What hosts that share it tell each other.
+    pub fn news(&self) -> Option<Arc<News>> {
+        self.news.clone()
     }
 
     /// Whether a file that is there can be read as those of streams will be.
@@ -211,6 +224,12 @@ impl Disk for Real {
 
     fn direct(&self) -> bool {
         self.direct
+    }
+
+    fn tell(&self, name: &Path) {
+        if let Some(news) = &self.news {
+            news.tell(name);
+        }
     }
 
     fn open(&self, path: &Path, create: bool) -> io::Result<Opened> {

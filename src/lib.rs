@@ -13,6 +13,7 @@
 //! | [`error`]   | one error type, one match to errno              |                           |
 //! | `hosts`     | which file systems hosts may share              | files, clock, threads     |
 //! | `sys`       | system calls that std lacks; all of `unsafe`    |                           |
+//! | [`news`]    | what hosts tell each other of a shared store     | streams                   |
 //! | [`disk`]    | the few effects the engine needs, as one trait  | streams                   |
 //! | `spill`     | a batch until its commit, in bounded memory     | streams                   |
 //! | `log`       | open log and index of a stream; recovery        | batches                   |
@@ -55,6 +56,7 @@ pub mod json;
 mod keep;
 mod log;
 mod names;
+pub mod news;
 pub mod node;
 mod objects;
 pub mod open;

@@ -180,7 +180,9 @@ impl<D: Disk> Files<D> {
             return self.unmended.clone().map_or(Err(Error::ReadOnly), Err);
         };
         let words = page::encode_index(last, seed);
-        write_all(&*self.disk, index, &words, 0).map_err(self.os("index"))
+        write_all(&*self.disk, index, &words, 0).map_err(self.os("index"))?;
+        self.disk.tell(&self.name);
+        Ok(())
     }
 
     /// Makes the names of log, index and stream durable.

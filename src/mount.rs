@@ -14,11 +14,12 @@ use std::sync::atomic::{
     Ordering::{Relaxed, SeqCst},
 };
 use std::sync::{Arc, mpsc};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fuser::{Config, MountOption, Session, SessionACL};
 use smolstore::disk::Real;
 use smolstore::fuse::Fuse;
+use smolstore::news::{News, TOLD_A_SECOND};
 use smolstore::tree::Tree;
 use smolstore::wait::{LOOKS_A_SECOND, Waiters};
 use smolstore::{Store, proc, sys};
@@ -73,9 +74,10 @@ pub(crate) fn mount(arguments: &Arguments, report: Option<&mut PipeWriter>) -> R
     let to_stderr = arguments.foreground;
     let log = move |line: &str| log_line(to_stderr, line);
     std::panic::set_hook(Box::new(move |fault| log(&fault.to_string())));
-    let disk = Real::new(&store_path, arguments.single_host);
-    let store = disk.and_then(|disk| Store::with_log(disk, arguments.read_only, Box::new(log)));
-    let store = store.map_err(|error| error.to_string())?;
+    let text = |error: smolstore::Error| error.to_string();
+    let disk = Real::new(&store_path, arguments.single_host).map_err(text)?;
+    let news = disk.news();
+    let store = Store::with_log(disk, arguments.read_only, Box::new(log)).map_err(text)?;
     let private = (!arguments.allow_other).then_some(sys::user().0);
     let tree = Arc::new(Tree::new(store, store_path.clone(), private));
     let session = Session::new(Fuse(tree.clone()), &mount_point, &config(arguments, &store_path))
@@ -100,7 +102,12 @@ pub(crate) fn mount(arguments: &Arguments, report: Option<&mut PipeWriter>) -> R
     let device = fs::metadata(&mount_point).map_err(at(&mount_point))?.dev();
     serves.store(true, SeqCst);
     let waiting = tree.clone();
-    std::thread::spawn(move || look_after(&waiting.waiters, device));
+    let alone = news.is_none();
+    std::thread::spawn(move || look_after(&waiting.waiters, device, alone));
+    if let Some(news) = news {
+        let (waiting, read_only) = (tree.clone(), arguments.read_only);
+        std::thread::spawn(move || keep_in_touch(&news, &waiting.waiters, read_only));
+    }
     if let Some(report) = report {
         sys::detach().map_err(|error| format!("cannot leave the terminal: {error}"))?;
         // The parent may be gone; the mount is there all the same.
@@ -186,14 +193,33 @@ fn config(arguments: &Arguments, store: &Path) -> Config {
     config
 }
 
-/// Looks after those who wait, for as long as there is a mount.
-fn look_after(waiters: &Arc<Waiters>, device: u64) {
+/// Tells other hosts what changed, and hears what they tell.
+fn keep_in_touch(news: &News, waiters: &Arc<Waiters>, read_only: bool) {
+    let mut before = Instant::now();
+    for turn in 0u32.. {
+        std::thread::sleep(Duration::from_secs(1) / TOLD_A_SECOND);
+        let now = Instant::now();
+        if !read_only {
+            // It is tried again the next time, and nobody depends on it.
+            let _ = news.send();
+        }
+        waiters.hear(news, turn, before);
+        before = now;
+    }
+}
+
+/// Looks after those who wait, for as long as there is a mount. `alone`: no other host mounts the store.
+fn look_after(waiters: &Arc<Waiters>, device: u64, alone: bool) {
     let mut was_mounted = true;
     for look in 0u32.. {
         std::thread::sleep(Duration::from_secs(1) / LOOKS_A_SECOND);
-        waiters.look(proc::signalled);
+        waiters.look_for_signals(proc::signalled);
+        let second = look % LOOKS_A_SECOND == 0;
+        if alone {
+            waiters.look(second);
+        }
         // Who waits keeps a mount alive that was detached lazily.
-        if look % LOOKS_A_SECOND == 0 {
+        if second {
             let is_mounted = mounted(device, "").unwrap_or(true);
             if was_mounted && !is_mounted {
                 waiters.end();

@@ -222,6 +222,7 @@ impl<D: Disk> Store<D> {
             // The directory may hold what is not ours; then the stream stays, still empty.
             removed.and_then(|()| disk.remove_dir(&name)).map_err(Error::os(name.display()))
         })?;
+        disk.tell(&name);
         stream.close();
         lock(&self.streams).remove(name.as_os_str());
         Ok(())

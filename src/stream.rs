@@ -18,8 +18,8 @@ use crate::status::Status;
 use crate::sys::{lock, try_lock};
 use crate::walk::Tip;
 
-/// At most this many streams have their files open, beside those in the middle of a request; fewer
-/// where there are not so many descriptors.
+/// At most this many streams have their files open, beside those in the middle of a request and those
+/// that somebody waits for; fewer where there are not so many descriptors.
 const OPEN: usize = 800;
 
 /// What all streams of a store share.
@@ -71,7 +71,8 @@ impl<D: Disk> Shared<D> {
                 break;
             };
             // One that is being opened or closed right now is left to whoever does it.
-            let idle = !oldest.used.swap(false, Relaxed);
+            let waited = most > 0 && oldest.waiting.load(Relaxed) > 0;
+            let idle = !oldest.used.swap(false, Relaxed) && !waited;
             let files = try_lock(&oldest.files).filter(|_| idle);
             if files.map(|mut files| *files = None).is_some() {
                 closed = true;
@@ -122,6 +123,8 @@ pub struct Stream<D: Disk> {
     /// None: the next to use it opens it by name, and recovers it.
     files: Mutex<Option<Arc<Files<D>>>>,
     used: AtomicBool,
+    /// So many wait for more of it.
+    pub(crate) waiting: AtomicUsize,
     /// What is known to be durable. It never goes back.
     pub(crate) tip: Mutex<Tip>,
     /// Held while the log changes.
@@ -178,6 +181,7 @@ impl<D: Disk> Stream<D> {
             identity: Mutex::new(0),
             files: Mutex::new(None),
             used: AtomicBool::new(false),
+            waiting: AtomicUsize::new(0),
             tip: Mutex::default(),
             writer: Mutex::default(),
             pending: AtomicU64::new(0),
@@ -407,9 +411,18 @@ impl<D: Disk> Stream<D> {
         Ok(self.ended(&files).map_or(u64::MAX, |()| tip.view))
     }
 
+    /// Whether there is nothing new, as far as one read tells.
+    fn quiet(&self, files: &Files<D>, seen: u64) -> bool {
+        let tip = *lock(&self.tip);
+        let sound = files.index.is_some() && files.intact.is_none() && !files.stale.load(Relaxed);
+        sound
+            && tip.view <= seen
+            && files.index_head().is_ok_and(|head| head == (tip.at, files.seed()))
+    }
+
     /// Whether there is more than up to the view offset `seen`, for who must not wait for anybody: it
-    /// opens nothing, for that may take the log's lock.
-    pub(crate) fn glance(&self, seen: u64) -> Glance {
+    /// opens nothing, for that may take the log's lock. `names`: and whether it still has its files.
+    pub(crate) fn glance(&self, seen: u64, names: bool) -> Glance {
         let Some(slot) = try_lock(&self.files) else {
             // Somebody is opening them: the next time.
             return Glance::Nothing;
@@ -419,6 +432,9 @@ impl<D: Disk> Stream<D> {
         };
         drop(slot);
         self.used.store(true, Relaxed);
+        if !names && self.quiet(&files, seen) {
+            return Glance::Nothing;
+        }
         // An error is no sign that it is gone: it is for those to see who wait.
         let named = match &files.log {
             Some(log) => self.disk().stat(log).map_or(true, |stat| stat.named),

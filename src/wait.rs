@@ -8,12 +8,17 @@ use std::time::{Duration, Instant};
 
 use crate::disk::Real;
 use crate::error::Result;
+use crate::news::{self, News, TOLD_A_SECOND};
 use crate::proc::Signalled;
 use crate::stream::{Glance, Stream};
 use crate::sys::lock;
 
 /// How often [`Waiters::look`] is to be called.
 pub const LOOKS_A_SECOND: u32 = 8;
+
+/// Where hosts tell each other of what they change, so many seconds may pass until a stream that nobody
+/// told of is looked at: the host may have died before it did.
+const UNTOLD: u32 = 60;
 
 /// Called with what became of a request.
 pub type Answer<R> = Box<dyn FnOnce(Result<R>) + Send>;
@@ -32,9 +37,25 @@ pub(crate) enum Why {
     End,
 }
 
+/// A stream that somebody waits for: its files stay open.
+struct Waited(Arc<Stream<Real>>);
+
+impl Waited {
+    fn new(stream: &Arc<Stream<Real>>) -> Waited {
+        stream.waiting.fetch_add(1, SeqCst);
+        Waited(stream.clone())
+    }
+}
+
+impl Drop for Waited {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, SeqCst);
+    }
+}
+
 /// Somebody who waits for more of a stream.
 struct Waiter {
-    stream: Arc<Stream<Real>>,
+    stream: Waited,
     /// It has seen all up to here in the stream's view.
     seen: u64,
     /// The thread that reads, 0 when it is in a pid namespace that we cannot see. A poller has none:
@@ -77,12 +98,11 @@ impl Waiters {
         wake: Wake,
     ) -> u64 {
         let (ticket, since) = (self.tickets.fetch_add(1, SeqCst), Instant::now());
-        let stream = stream.clone();
-        let waiter =
-            Waiter { stream: stream.clone(), seen, thread, wake, ticket, since, looked: false };
-        lock(&self.parked).entry(key(&stream)).or_default().push(waiter);
+        let waited = Waited::new(stream);
+        let waiter = Waiter { stream: waited, seen, thread, wake, ticket, since, looked: false };
+        lock(&self.parked).entry(key(stream)).or_default().push(waiter);
         if self.ended.load(SeqCst) {
-            self.end_those_of(&stream);
+            self.end_those_of(stream);
         }
         ticket
     }
@@ -120,10 +140,11 @@ impl Waiters {
         }
     }
 
-    /// Looks after all who wait: for what other mounts have committed, and for signals. Of a
-    /// reader that we cannot see nothing is known: once a second it may look itself.
-    pub fn look(self: &Arc<Self>, signalled: impl Fn(u32) -> Signalled) {
-        let reader = |waiter: &Waiter| Some((waiter.stream.clone(), waiter.thread?, waiter.ticket));
+    /// Looks after all who wait: for signals. Of a reader that we cannot see nothing is known: once a
+    /// second it may look itself.
+    pub fn look_for_signals(self: &Arc<Self>, signalled: impl Fn(u32) -> Signalled) {
+        let reader =
+            |waiter: &Waiter| Some((waiter.stream.0.clone(), waiter.thread?, waiter.ticket));
         let readers: Vec<_> = lock(&self.parked).values().flatten().filter_map(reader).collect();
         for (stream, thread, ticket) in readers {
             let signalled = match thread {
@@ -148,18 +169,50 @@ impl Waiters {
                 (waiter.wake)(Why::Signal);
             }
         }
+    }
+
+    /// Looks for what other mounts of this host have committed; `names`: and removed.
+    pub fn look(self: &Arc<Self>, names: bool) {
         for stream in self.streams() {
-            match stream.glance(self.first(&stream)) {
-                Glance::Nothing => {}
-                // Whose lock somebody holds must not keep this thread from the others.
-                Glance::More => {
-                    let waiters = self.clone();
-                    let wake = move || waiters.wake(&stream);
-                    // Without a thread it is tried again at the next look.
-                    drop(std::thread::Builder::new().spawn(wake));
-                }
-                Glance::Gone => self.end_those_of(&stream),
+            self.glance(stream, names);
+        }
+    }
+
+    /// Looks at the streams that other hosts told of. `turn`: how often it was called before, the last
+    /// time at `before`.
+    pub fn hear(self: &Arc<Self>, news: &News, turn: u32, before: Instant) {
+        let streams = self.streams();
+        if streams.is_empty() {
+            return;
+        }
+        let heard = news.hear(turn.is_multiple_of(TOLD_A_SECOND));
+        for stream in streams {
+            let name = stream.name();
+            // What was told before somebody waited was heard for others.
+            let waits = lock(&self.parked);
+            let here = waits.get(&key(&stream)).into_iter().flatten();
+            let new = here.map(|waiter| waiter.since).max().is_some_and(|since| since >= before);
+            drop(waits);
+            let every = UNTOLD * TOLD_A_SECOND;
+            let told = heard.of(&name);
+            if told || new || news::key(&name) % every == turn % every {
+                self.glance(stream, told);
             }
+        }
+    }
+
+    /// Answers those who wait for more of a stream, when there is.
+    fn glance(self: &Arc<Self>, stream: Arc<Stream<Real>>, names: bool) {
+        match stream.glance(self.first(&stream), names) {
+            Glance::Nothing => {}
+            // Whose lock somebody holds must not keep this thread from the others.
+            Glance::More => {
+                let waiters = self.clone();
+                let wake = move || waiters.wake(&stream);
+                // Without a thread it is tried again at the next look.
+                drop(std::thread::Builder::new().spawn(wake));
+            }
+            Glance::Gone => self.end_those_of(&stream),
         }
     }
 
@@ -182,6 +235,6 @@ impl Waiters {
     fn streams(&self) -> Vec<Arc<Stream<Real>>> {
         let mut all = lock(&self.parked);
         all.retain(|_, here| !here.is_empty());
-        all.values().filter_map(|here| Some(here.first()?.stream.clone())).collect()
+        all.values().filter_map(|here| Some(here.first()?.stream.0.clone())).collect()
     }
 }

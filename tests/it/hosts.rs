@@ -7,6 +7,7 @@ use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 const CEPH: &str = "00c36400";
@@ -47,8 +48,9 @@ impl Host {
         fs::remove_file(self.0.path().join(what)).unwrap();
     }
 
-    fn truncated(&self) -> usize {
-        let all = fs::read(self.0.path().join("truncated"));
+    /// How often it did this.
+    fn did(&self, what: &str) -> usize {
+        let all = fs::read(self.0.path().join(what));
         all.map_or(0, |all| all.len())
     }
 
@@ -199,14 +201,14 @@ fn who_may_have_lost_the_lock_truncates_nothing() {
     let m = host.mount(&store);
     let s = m.stream("s");
     append(s.join("events"), "one\n");
-    let before = host.truncated();
+    let before = host.did("truncated");
     let large = "0123456789abcde\n".repeat(1 << 16);
     let mut writer = appender(s.join("events")).unwrap();
     writer.write_all(large.as_bytes()).unwrap();
     host.is("unwritten");
     assert_eq!(errno_of(close(writer)), libc::EIO);
     // Fenced before it can do anything about it.
-    assert_eq!(host.truncated(), before);
+    assert_eq!(host.did("truncated"), before);
     host.is_not("unwritten");
     append(s.join("from/1"), "two\n");
     assert_eq!(text(&read(s.join("events"))), "one\ntwo\n");
@@ -241,5 +243,41 @@ fn two_first_mounts_of_an_empty_store() {
     let second = hosts[1].mount(&store);
     append(second.path().join("s/events"), "one\n");
     assert_eq!(text(&read(first.path().join("s/events"))), "one\n");
-    assert_eq!(names(&store), [".smolstore", "s"]);
+    assert_eq!(names(&store), [".news", ".smolstore", "s"]);
+}
+
+#[test]
+fn followers_hear_of_what_other_hosts_commit_and_cost_nothing_while_idle() {
+    let base = public_dir();
+    let (store, hosts) = (store(&base), [Host::new(), Host::new()]);
+    let mounts = [0, 1].map(|n| hosts[n].mount(&store));
+    let streams: Vec<_> = (0..200).map(|n| mounts[0].stream(format!("s{n}"))).collect();
+    streams.iter().for_each(|s| append(s.join("events"), "one\n"));
+    let (seen, news) = std::sync::mpsc::channel();
+    for n in 0..streams.len() {
+        let mut follower =
+            fs::File::open(mounts[1].path().join(format!("s{n}/follow/next"))).unwrap();
+        let seen = seen.clone();
+        std::thread::spawn(move || {
+            while let Ok(len @ 1..) = follower.read(&mut [0; 99]) {
+                let _ = seen.send((n, len));
+            }
+            let _ = seen.send((n, 0));
+        });
+    }
+    std::thread::sleep(Duration::from_secs(2));
+    hosts[1].is("counted");
+    std::thread::sleep(Duration::from_secs(3));
+    hosts[1].is_not("counted");
+    let idle = hosts[1].did("asked") / 3;
+    assert!(idle < 100, "{idle} requests a second");
+    for n in 0..5 {
+        append(mounts[0].path().join(format!("s{n}/events")), "two\n");
+        let begun = Instant::now();
+        assert_eq!(news.recv_timeout(Duration::from_secs(10)), Ok((n, 4)));
+        assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    }
+    fs::write(streams[7].join("first"), "1").unwrap();
+    fs::remove_dir(&streams[7]).unwrap();
+    assert_eq!(news.recv_timeout(Duration::from_secs(10)), Ok((7, 0)));
 }

@@ -161,3 +161,27 @@ fn rotating_a_log() {
     let wanted: Vec<_> = (0..all.len()).map(|n| n.to_string()).collect();
     assert_eq!(all, wanted);
 }
+
+/// The replica of smolstore(8), stopped and started again.
+#[test]
+fn a_replica_holds_each_event_once() {
+    let (m, replica) = (Mnt::new(), Mnt::new());
+    let (from, to) = (m.stream("orders"), replica.stream("orders"));
+    let script = block(8, "/mnt/replica")
+        .replace("/mnt/events", m.path().to_str().unwrap())
+        .replace("/mnt/replica", replica.path().to_str().unwrap());
+    let mut all = String::new();
+    for batch in ["a\n\n b \\n c\n", "d\n", "e\nf\n"] {
+        append(from.join("events"), batch);
+        all += batch;
+        let _copier = Program::start(&["bash", "-c", &script], m.path(), &[]);
+        within(60, {
+            let (to, all) = (to.clone(), all.clone());
+            move || {
+                while text(&read(to.join("events"))) != all {
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+            }
+        });
+    }
+}

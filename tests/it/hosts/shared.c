@@ -8,6 +8,8 @@
  *     indirect    nothing can be opened with O_DIRECT
  *     unmarked    the first open of the store's mark finds nothing
  *
+ *     counted     each open, stat and pread is added to the file `asked` there
+ *
  * Each ftruncate is added to the file `truncated` there. */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -52,6 +54,23 @@ static int ends(const char *path, const char *with)
     return all >= tail && strcmp(path + all - tail, with) == 0;
 }
 
+/* Adds a line to a file of the host's. */
+static void note(const char *what)
+{
+    char path[4096];
+    snprintf(path, sizeof path, "%s/%s", getenv("HOST"), what);
+    int file = syscall(SYS_openat, AT_FDCWD, path, O_WRONLY | O_APPEND | O_CREAT, 0600);
+    if (write(file, "\n", 1) != 1)
+        abort();
+    close(file);
+}
+
+static void ask(void)
+{
+    if (said("counted"))
+        note("asked");
+}
+
 /* Whether a call on an open file fails, with errno set. */
 static int fails(int fd)
 {
@@ -77,6 +96,8 @@ int open64(const char *path, int flags, ...)
     va_start(rest, flags);
     int mode = va_arg(rest, int), log = ends(path, "/log");
     va_end(rest);
+    if (in_store(path))
+        ask();
     errno = 0;
     if (in_store(path) && said("fenced"))
         errno = ENOENT;
@@ -105,6 +126,8 @@ int statfs(const char *path, struct statfs *out)
 
 int statx(int fd, const char *path, int flags, unsigned mask, struct statx *out)
 {
+    if (*path ? in_store(path) : fd < FILES && files[fd].known)
+        ask();
     if (!*path ? fails(fd) : in_store(path) && said("fenced") && (errno = ENOENT))
         return -1;
     return syscall(SYS_statx, fd, path, flags, mask, out);
@@ -128,6 +151,7 @@ static char *page(int fd, ino_t file, off_t at)
 ssize_t pread64(int fd, void *bytes, size_t len, off64_t at)
 {
     struct stat found;
+    ask();
     if (fails(fd))
         return -1;
     if (fd >= FILES || !files[fd].known || files[fd].direct || fstat(fd, &found) || at >= found.st_size)
@@ -168,12 +192,7 @@ ssize_t pwrite64(int fd, const void *bytes, size_t len, off64_t at)
 
 int ftruncate64(int fd, off64_t len)
 {
-    char path[4096];
-    snprintf(path, sizeof path, "%s/truncated", getenv("HOST"));
-    int note = syscall(SYS_openat, AT_FDCWD, path, O_WRONLY | O_APPEND | O_CREAT, 0600);
-    if (write(note, "\n", 1) != 1)
-        abort();
-    close(note);
+    note("truncated");
     return fails(fd) ? -1 : syscall(SYS_ftruncate, fd, len);
 }
 
