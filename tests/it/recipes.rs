@@ -3,6 +3,7 @@
 use crate::harness::*;
 use crate::languages::need;
 use crate::manual::block;
+use std::fs;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -59,7 +60,8 @@ fn a_projection_that_never_misses_or_repeats() {
     let program = block(7, "totals/count");
     let mut projection = Program::start(&["python3", "-c", &program], m.path(), &[]);
     for n in 1..=40 {
-        append(orders.join("events"), "{\"item\": \"tea\", \"eur\": 2}\n");
+        // Two lines, and one event.
+        fs::write(orders.join("new"), "{\"item\": \"tea\",\n\"eur\": 2}").unwrap();
         if n % 10 == 5 {
             // Anywhere in its work.
             drop(projection);
@@ -69,6 +71,33 @@ fn a_projection_that_never_misses_or_repeats() {
     eventually("it comes to the end", || count(&totals) == 40);
     let wanted: Vec<_> = (1..=40).map(|n| format!("{{\"tea\": {}}}", 2 * n)).collect();
     assert_eq!(lines(totals.join("events")), wanted);
+}
+
+#[test]
+fn a_projection_into_sql() {
+    let m = Mnt::new();
+    let orders = m.stream("orders");
+    let db = m.path().with_file_name("totals.db").display().to_string();
+    let program = block(7, "sqlite3");
+    let start = || Program::start(&["python3", "-c", &program, &db], m.path(), &[]);
+    let mut projection = start();
+    for n in 0..40 {
+        // What holds a newline is one event, though not one line.
+        let order = format!("{{\"item\": \"{}\",\n\"eur\": 2}}", ["tea", "pot"][n % 2]);
+        fs::write(orders.join("new"), order).unwrap();
+        if n % 10 == 5 {
+            // Anywhere in its work.
+            drop(projection);
+            projection = start();
+        }
+    }
+    let totals = format!(
+        "python3 -c 'import sqlite3; db = sqlite3.connect(\"{db}\")
+for row in db.execute(\"SELECT * FROM totals ORDER BY done\"): print(*row)'"
+    );
+    let totals = || text(&sh("sh", &totals, m.path()).stdout);
+    eventually("it comes to the end", || totals() == "tea 40 38\npot 40 39\n");
+    drop(projection);
 }
 
 #[test]
@@ -110,22 +139,64 @@ fn trying_again_and_storing_once() {
     assert_eq!(read(orders.join("events")), b"a\nb\n");
 }
 
+/// The recipe that moves `orders` from one store to another, with the places of these mounts.
+fn moving(m: &Mnt, other: &Mnt) -> String {
+    let mut program = block(7, "/srv/archive");
+    for (theirs, ours) in [
+        ("/srv/events", m.store()),
+        ("/mnt/events", m.path()),
+        ("/srv/archive", other.store()),
+        ("/mnt/archive", other.path()),
+    ] {
+        program = program.replace(theirs, ours.to_str().unwrap());
+    }
+    program
+}
+
 #[test]
-fn a_stream_in_another_store() {
+fn moving_a_stream_to_another_store() {
     let (m, other) = (Mnt::new(), Mnt::new());
     let orders = m.stream("orders");
     append(orders.join("events"), "a\n");
     append(orders.join("events"), "b\nc\n");
-    let program = block(7, "/srv/archive").replace("/srv/events", m.store().to_str().unwrap());
-    let program = program.replace("/srv/archive", other.store().to_str().unwrap());
-    ok(&sh("bash", &format!("set -e\n{program}"), m.store()));
-    let copy = other.path().join("orders");
-    eventually("its mount sees it", || copy.exists());
-    assert_eq!(read(copy.join("events")), b"a\nb\nc\n");
     let times = |s: &Path| [0, 1, 2].map(|n| mtime(s.join(format!("at/{n}"))));
-    assert_eq!(times(&copy), times(&orders));
-    append(copy.join("from/3"), "d\n");
-    assert_eq!((count(&copy), count(&orders)), (4, 3));
+    let before = times(&orders);
+    ok(&sh("bash", &moving(&m, &other), m.store()));
+    assert!(names(m.path()).is_empty() && !orders.exists());
+    let moved = other.path().join("orders");
+    assert_eq!(read(moved.join("events")), b"a\nb\nc\n");
+    assert_eq!(times(&moved), before);
+    append(moved.join("from/3"), "d\n");
+    assert_eq!(count(&moved), 4);
+}
+
+#[test]
+fn what_comes_while_a_stream_is_moved_is_kept() {
+    let (m, other) = (Mnt::new(), Mnt::new());
+    let orders = m.stream("orders");
+    append(orders.join("events"), "a\n");
+    // A program that has it open, and goes on after the copy.
+    let program = moving(&m, &other).replace("\ncat ", "\necho late >&3\ncat ");
+    let failed = sh("bash", &format!("exec 3>> orders/lines\n{program}"), m.path());
+    assert!(text(&failed.stderr).contains("Directory not empty"), "{failed:?}");
+    assert_eq!(read(m.path().join("moved/events")), b"late\n");
+    assert_eq!(read(other.path().join("orders/events")), b"a\n");
+}
+
+/// The copy that the recipe speaks of, in the same words.
+#[test]
+fn a_copy_of_a_stream_in_another_store() {
+    let (m, other) = (Mnt::new(), Mnt::new());
+    let orders = m.stream("orders");
+    append(orders.join("events"), "a\nb\n");
+    let program = moving(&m, &other).replace("/moved", "/orders");
+    let lines: Vec<_> = program.lines().collect();
+    let copy = [&lines[..1], &lines[2..lines.len() - 2]].concat().join("\n");
+    ok(&sh("bash", &copy, m.store()));
+    let copied = other.path().join("orders");
+    eventually("its mount sees it", || copied.exists());
+    append(copied.join("from/2"), "c\n");
+    assert_eq!((count(&copied), count(&orders)), (3, 2));
 }
 
 #[test]
