@@ -14,7 +14,7 @@ use std::sync::atomic::{
     Ordering::{Relaxed, SeqCst},
 };
 use std::sync::{Arc, mpsc};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use fuser::{Config, MountOption, Session, SessionACL};
 use smolstore::disk::Real;
@@ -101,12 +101,11 @@ pub(crate) fn mount(arguments: &Arguments, report: Option<&mut PipeWriter>) -> R
     // Answered by the threads just started.
     let device = fs::metadata(&mount_point).map_err(at(&mount_point))?.dev();
     serves.store(true, SeqCst);
-    let waiting = tree.clone();
-    let alone = news.is_none();
-    std::thread::spawn(move || look_after(&waiting.waiters, device, alone));
+    let (waiters, alone) = (tree.waiters.clone(), news.is_none());
+    std::thread::spawn(move || look_after(&waiters, device, alone));
     if let Some(news) = news {
-        let (waiting, read_only) = (tree.clone(), arguments.read_only);
-        std::thread::spawn(move || keep_in_touch(&news, &waiting.waiters, read_only));
+        let (waiters, read_only) = (tree.waiters.clone(), arguments.read_only);
+        std::thread::spawn(move || keep_in_touch(&news, &waiters, read_only));
     }
     if let Some(report) = report {
         sys::detach().map_err(|error| format!("cannot leave the terminal: {error}"))?;
@@ -193,18 +192,16 @@ fn config(arguments: &Arguments, store: &Path) -> Config {
     config
 }
 
-/// Tells other hosts what changed, and hears what they tell.
+/// Tells other hosts what changed, and hears what they tell. STORE may hang: those who wait are looked
+/// after by another thread, for their signals.
 fn keep_in_touch(news: &News, waiters: &Arc<Waiters>, read_only: bool) {
-    let mut before = Instant::now();
-    for turn in 0u32.. {
+    for turn in 0.. {
         std::thread::sleep(Duration::from_secs(1) / TOLD_A_SECOND);
-        let now = Instant::now();
         if !read_only {
             // It is tried again the next time, and nobody depends on it.
             let _ = news.send();
         }
-        waiters.hear(news, turn, before);
-        before = now;
+        waiters.hear(news, turn);
     }
 }
 

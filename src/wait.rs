@@ -8,17 +8,13 @@ use std::time::{Duration, Instant};
 
 use crate::disk::Real;
 use crate::error::Result;
-use crate::news::{self, News, TOLD_A_SECOND};
+use crate::news::{News, TOLD_A_SECOND, WORDS, word};
 use crate::proc::Signalled;
 use crate::stream::{Glance, Stream};
 use crate::sys::lock;
 
 /// How often [`Waiters::look`] is to be called.
 pub const LOOKS_A_SECOND: u32 = 8;
-
-/// Where hosts tell each other of what they change, so many seconds may pass until a stream that nobody
-/// told of is looked at: the host may have died before it did.
-const UNTOLD: u32 = 60;
 
 /// Called with what became of a request.
 pub type Answer<R> = Box<dyn FnOnce(Result<R>) + Send>;
@@ -37,25 +33,9 @@ pub(crate) enum Why {
     End,
 }
 
-/// A stream that somebody waits for: its files stay open.
-struct Waited(Arc<Stream<Real>>);
-
-impl Waited {
-    fn new(stream: &Arc<Stream<Real>>) -> Waited {
-        stream.waiting.fetch_add(1, SeqCst);
-        Waited(stream.clone())
-    }
-}
-
-impl Drop for Waited {
-    fn drop(&mut self) {
-        self.0.waiting.fetch_sub(1, SeqCst);
-    }
-}
-
 /// Somebody who waits for more of a stream.
 struct Waiter {
-    stream: Waited,
+    stream: Arc<Stream<Real>>,
     /// It has seen all up to here in the stream's view.
     seen: u64,
     /// The thread that reads, 0 when it is in a pid namespace that we cannot see. A poller has none:
@@ -98,8 +78,9 @@ impl Waiters {
         wake: Wake,
     ) -> u64 {
         let (ticket, since) = (self.tickets.fetch_add(1, SeqCst), Instant::now());
-        let waited = Waited::new(stream);
-        let waiter = Waiter { stream: waited, seen, thread, wake, ticket, since, looked: false };
+        stream.waiting.fetch_add(1, SeqCst);
+        let waiter =
+            Waiter { stream: stream.clone(), seen, thread, wake, ticket, since, looked: false };
         lock(&self.parked).entry(key(stream)).or_default().push(waiter);
         if self.ended.load(SeqCst) {
             self.end_those_of(stream);
@@ -118,12 +99,14 @@ impl Waiters {
         let Some(here) = all.get_mut(&key(stream)) else {
             return Vec::new();
         };
-        here.extract_if(.., |waiter| which(waiter)).collect()
+        let taken: Vec<_> = here.extract_if(.., |waiter| which(waiter)).collect();
+        stream.waiting.fetch_sub(taken.len(), SeqCst);
+        taken
     }
 
     /// Answers those who wait for more of a stream, when there is.
     pub(crate) fn wake(&self, stream: &Arc<Stream<Real>>) {
-        if lock(&self.parked).get(&key(stream)).is_none_or(Vec::is_empty) {
+        if stream.waiting.load(SeqCst) == 0 {
             return;
         }
         // An error is for them to see.
@@ -143,8 +126,7 @@ impl Waiters {
     /// Looks after all who wait: for signals. Of a reader that we cannot see nothing is known: once a
     /// second it may look itself.
     pub fn look_for_signals(self: &Arc<Self>, signalled: impl Fn(u32) -> Signalled) {
-        let reader =
-            |waiter: &Waiter| Some((waiter.stream.0.clone(), waiter.thread?, waiter.ticket));
+        let reader = |waiter: &Waiter| Some((waiter.stream.clone(), waiter.thread?, waiter.ticket));
         let readers: Vec<_> = lock(&self.parked).values().flatten().filter_map(reader).collect();
         for (stream, thread, ticket) in readers {
             let signalled = match thread {
@@ -173,37 +155,30 @@ impl Waiters {
 
     /// Looks for what other mounts of this host have committed; `names`: and removed.
     pub fn look(self: &Arc<Self>, names: bool) {
-        for stream in self.streams() {
-            self.glance(stream, names);
+        for (stream, seen) in self.streams() {
+            self.glance(stream, seen, names);
         }
     }
 
-    /// Looks at the streams that other hosts told of. `turn`: how often it was called before, the last
-    /// time at `before`.
-    pub fn hear(self: &Arc<Self>, news: &News, turn: u32, before: Instant) {
-        let streams = self.streams();
-        if streams.is_empty() {
+    /// Looks at the streams that other hosts told of. `turn`: how often it was called before.
+    pub fn hear(self: &Arc<Self>, news: &News, turn: u32) {
+        if self.len() == 0 {
             return;
         }
-        let heard = news.hear(turn.is_multiple_of(TOLD_A_SECOND));
-        for stream in streams {
-            let name = stream.name();
-            // What was told before somebody waited was heard for others.
-            let waits = lock(&self.parked);
-            let here = waits.get(&key(&stream)).into_iter().flatten();
-            let new = here.map(|waiter| waiter.since).max().is_some_and(|since| since >= before);
-            drop(waits);
-            let every = UNTOLD * TOLD_A_SECOND;
-            let told = heard.of(&name);
-            if told || new || news::key(&name) % every == turn % every {
-                self.glance(stream, told);
+        let heard = news.hear(turn.is_multiple_of(TOLD_A_SECOND)).unwrap_or([true; WORDS]);
+        // Who waits only now looked after it could be seen to wait.
+        for (stream, seen) in self.streams() {
+            let word = word(&stream.name());
+            // About once a minute nobody need tell of it: a host may have died before it did.
+            if heard[word] || turn as usize % (2 * WORDS) == 2 * word {
+                self.glance(stream, seen, heard[word]);
             }
         }
     }
 
     /// Answers those who wait for more of a stream, when there is.
-    fn glance(self: &Arc<Self>, stream: Arc<Stream<Real>>, names: bool) {
-        match stream.glance(self.first(&stream), names) {
+    fn glance(self: &Arc<Self>, stream: Arc<Stream<Real>>, seen: u64, names: bool) {
+        match stream.glance(seen, names) {
             Glance::Nothing => {}
             // Whose lock somebody holds must not keep this thread from the others.
             Glance::More => {
@@ -219,22 +194,16 @@ impl Waiters {
     /// Ends all waits, also those to come: to the readers it is the end of the file.
     pub fn end(&self) {
         self.ended.store(true, SeqCst);
-        for stream in self.streams() {
+        for (stream, _) in self.streams() {
             self.end_those_of(&stream);
         }
     }
 
-    /// What all who wait for more of a stream have seen of its view.
-    fn first(&self, stream: &Arc<Stream<Real>>) -> u64 {
-        let all = lock(&self.parked);
-        let here = all.get(&key(stream)).into_iter().flatten();
-        here.map(|waiter| waiter.seen).min().unwrap_or(u64::MAX)
-    }
-
-    /// The streams that somebody waits for.
-    fn streams(&self) -> Vec<Arc<Stream<Real>>> {
+    /// The streams that somebody waits for, and what all of those have seen of the view.
+    fn streams(&self) -> Vec<(Arc<Stream<Real>>, u64)> {
         let mut all = lock(&self.parked);
         all.retain(|_, here| !here.is_empty());
-        all.values().filter_map(|here| Some(here.first()?.stream.0.clone())).collect()
+        let first = all.values().filter_map(|here| here.iter().min_by_key(|waiter| waiter.seen));
+        first.map(|waiter| (waiter.stream.clone(), waiter.seen)).collect()
     }
 }
