@@ -5,9 +5,9 @@ use std::ffi::OsStr;
 use std::fmt;
 use std::path::Path;
 
-use crate::disk::{Disk, is_stream_name};
+use crate::disk::{Disk, Held, is_stream_name};
 use crate::error::{Error, Result};
-use crate::log::{Files, Held, Scan};
+use crate::log::{Files, Scan};
 use crate::page::{Block, Head, PAGE, decode};
 use crate::spill::PIECE;
 use crate::store::Store;
@@ -71,11 +71,13 @@ impl<D: Disk> Store<D> {
         if !is_stream_name(name.as_os_str()) || disk.identity(name).is_err() {
             return Err(Error::NotFound);
         }
-        let files = Files::open(disk.clone(), name.into(), false)?;
+        let files = Files::open(disk, name, false)?;
         let bytes = files.head_bytes()?;
         let (last, seed) = files.index_head()?;
         let head = Head::decode(&bytes).or_else(|| Head::mended(&bytes));
-        let head = head.unwrap_or(Head { seed, ..Head::default() });
+        // Without a head and a `last` there are no events.
+        let lost = Head { seed: if last > 0 { seed } else { 0 }, ..Head::default() };
+        let head = head.unwrap_or(lost);
         *lock(&files.head) = head;
         let mut scan = files.scan(PIECE)?;
         let durable =
@@ -89,11 +91,17 @@ impl<D: Disk> Store<D> {
         let limit = durable.map_or(scan.end(), |tip| tip.end);
         let mut pages = Checked { scan, limit, here: from, wrong: 0, progress };
         let proof = durable.map_or(0, |tip| tip.at);
+        let mut sure = true;
         let walked = walk::walk(&mut pages, head.seed, from, proof, &mut |gap| {
             // Another mount may have dropped it meanwhile.
             let kept = files.head().map_or(0, |head| head.first);
-            if gap.next > kept {
-                tell(Gap { first: gap.first.max(kept), ..gap }.into());
+            match durable {
+                Some(_) if gap.next > kept => {
+                    tell(Gap { first: gap.first.max(kept), ..gap }.into());
+                }
+                Some(_) => {}
+                // Or be writing it.
+                None => sure = false,
             }
         });
         let Checked { here, wrong, .. } = pages;
@@ -109,7 +117,7 @@ impl<D: Disk> Store<D> {
             let what = format!("{wrong} entries of its index are wrong: reads go around them");
             tell(Finding::Note(what));
         }
-        verdict(&files, &head, tip, tell)
+        verdict(&files, &head, if sure { tip } else { Tip::default() }, tell)
     }
 }
 
@@ -122,10 +130,14 @@ fn verdict<D: Disk>(
 ) -> Result<()> {
     let held = Held::new(files.disk.clone(), files.log.as_ref(), true).map_err(files.os("log"))?;
     let (last, seed) = files.index_head()?;
+    let now = Head::decode(&files.head_bytes()?);
     // Where the index says how much there is, that must be there.
-    let ours = last > 0 && seed == head.seed;
-    let known = if ours { Tip::default() } else { known };
-    let found = files.find_out(known, &mut |gap| tell(gap.into()))?.0;
+    let ours = last > 0 && seed == now.unwrap_or(*head).seed;
+    // And without the lock a commit may be seen that fails, and is gone.
+    let block = files.scan_seen(0, &known).sound(head.seed, known.at);
+    let stands = now == Some(*head) && block.is_some_and(|block| Tip::from(&block) == known);
+    let known = if ours || !stands { Tip::default() } else { known };
+    let found = files.find_out(known, &mut |gap| tell(gap.into()))?;
     held.release().map_err(files.os("log"))?;
     let count = found.tip.count;
     let lost = found.lost.map(|what| {

@@ -11,9 +11,9 @@ use std::sync::{Arc, mpsc};
 use std::time::Instant;
 
 use crate::batch::{Blocks, Shape};
-use crate::disk::Disk;
+use crate::disk::{Disk, Held};
 use crate::error::{Error, Result};
-use crate::log::{Files, Held};
+use crate::log::Files;
 use crate::page::{self, HEAD};
 use crate::spill::{PIECE, write_all};
 use crate::stream::{Batch, Done, Job, Stream};
@@ -149,23 +149,20 @@ impl<D: Disk> Stream<D> {
     /// Commits these batches as one unit: what each is to be told.
     fn attempt(self: &Arc<Self>, group: &[Job<D>]) -> Vec<Result<u64>> {
         // What was durable before, as far as is known.
-        let mut before = lock(&self.tip).count;
+        let mut before = self.known().count;
         let commit = || {
             self.locked(|files, tip| {
                 before = tip.count;
                 let (places, count) = place(tip, group);
                 let some = count > tip.count;
                 let new = if some { self.write(files, tip, group, &places)? } else { tip };
-                Ok((places, new))
+                Ok((places, files.clone(), new))
             })
         };
         let outcome = catch_unwind(AssertUnwindSafe(commit));
         match outcome.unwrap_or_else(|_| Err(self.unknown(&"a fault in smolstore"))) {
-            Ok((places, new)) => {
-                // A reader may have come further meanwhile, and must not go back.
-                let mut tip = lock(&self.tip);
-                *tip = if new.count > tip.count { new } else { *tip };
-                drop(tip);
+            Ok((places, files, new)) => {
+                self.advance(&files, new);
                 places
             }
             // One that finds no room must not take others with it.
@@ -203,8 +200,11 @@ impl<D: Disk> Stream<D> {
         let mut head = *lock(&files.head);
         if first {
             // Of an odd number no time comes to 0.
-            head.seed =
-                if head.seed == 0 { disk.random().map_err(self.os("log"))? | 1 } else { head.seed };
+            head.seed = if head.seed == 0 {
+                self.spared(|| disk.random().map_err(self.os("log")))? | 1
+            } else {
+                head.seed
+            };
             // It takes up room for what is to be written last.
             files.publish(0, head.seed)?;
         }
@@ -261,7 +261,9 @@ impl<D: Disk> Stream<D> {
         // A client cut off from a distributed file system may learn it here.
         let told = published.and_then(|()| disk.stat(log).map_err(self.os("log")));
         told.map_err(|error| self.doubt(files, &error))?;
-        *lock(&files.head) = head;
+        if first {
+            *lock(&files.head) = head;
+        }
         self.shared.status.commit();
         Ok(new)
     }
@@ -298,7 +300,7 @@ impl<D: Disk> Stream<D> {
     /// Runs `change` on the stream as it is, under its locks.
     pub(crate) fn locked<R>(
         self: &Arc<Self>,
-        change: impl FnOnce(&Files<D>, Tip) -> Result<R>,
+        change: impl FnOnce(&Arc<Files<D>>, Tip) -> Result<R>,
     ) -> Result<R> {
         if self.shared.read_only {
             return Err(Error::ReadOnly);
@@ -336,8 +338,8 @@ impl<D: Disk> Stream<D> {
         Err(self.os("log")(std::io::Error::other("it does not stay recovered")))
     }
 
-    /// As [`Stream::locked`], but nothing happens where somebody would have to be waited for, or
-    /// recovery is due.
+    /// As [`Stream::locked`], but nothing happens where somebody has the lock, or the files are to be opened
+    /// again.
     pub(crate) fn try_locked(
         self: &Arc<Self>,
         change: impl FnOnce(&Files<D>, Tip) -> Result<()>,
@@ -367,7 +369,7 @@ impl<D: Disk> Stream<D> {
         let disk = self.shared.disk.clone();
         let held = match wait {
             true => Held::new(disk, files.log.as_ref(), false).map(Some),
-            false => Held::try_new(disk, files.log()?),
+            false => Held::try_new(disk, files.log.as_ref()),
         };
         let Some(held) = held.map_err(self.os("log"))? else {
             return Ok(None);
@@ -392,13 +394,14 @@ impl<D: Disk> Stream<D> {
         if !log.named {
             return Ok(None);
         }
-        // The first commit makes the name durable: it must be the stream's still.
-        if tip.count == 0 && !self.spared(|| files.matched())? {
+        // The first commit makes the name durable: it must be the stream's still. NFS gives a file that is
+        // removed while it is open another name, under which nobody would find it.
+        let doubtful = tip.count == 0 || self.disk().direct();
+        if doubtful && !self.spared(|| files.matched())? {
             return Err(Error::NotFound);
         }
         // A commit without an end is overwritten.
-        let behind = files.behind(&tip)?;
-        Ok([0, files.dead].contains(&behind).then_some(tip))
+        Ok((!files.changed_behind(&tip)?).then_some(tip))
     }
 }
 

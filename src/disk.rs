@@ -414,6 +414,46 @@ fn write_pages(file: &File, bytes: &[u8], at: u64) -> io::Result<usize> {
     Ok(written.saturating_sub(before).min(bytes.len()))
 }
 
+/// A lock that is given back when it is dropped, also by a panic.
+pub(crate) struct Held<'a, D: Disk> {
+    disk: Arc<D>,
+    file: Option<&'a D::File>,
+}
+
+impl<'a, D: Disk> Held<'a, D> {
+    /// Waits for the lock of a file, if there is one.
+    pub(crate) fn new(
+        disk: Arc<D>,
+        file: Option<&'a D::File>,
+        shared: bool,
+    ) -> std::io::Result<Self> {
+        file.map_or(Ok(()), |file| disk.lock(file, shared))?;
+        Ok(Held { disk, file })
+    }
+
+    /// None when somebody else has the lock.
+    pub(crate) fn try_new(
+        disk: Arc<D>,
+        file: Option<&'a D::File>,
+    ) -> std::io::Result<Option<Self>> {
+        let free = file.map_or(Ok(true), |file| disk.try_lock(file))?;
+        Ok(free.then(|| Held { disk, file }))
+    }
+
+    pub(crate) fn release(mut self) -> std::io::Result<()> {
+        self.file.take().map_or(Ok(()), |file| self.disk.unlock(file))
+    }
+}
+
+impl<D: Disk> Drop for Held<'_, D> {
+    fn drop(&mut self) {
+        if let Some(file) = self.file {
+            // The files are closed then, which drops the lock in any case.
+            let _ = self.disk.unlock(file);
+        }
+    }
+}
+
 /// Whether `name` can be that of a stream.
 pub fn is_stream_name(name: &std::ffi::OsStr) -> bool {
     let bytes = name.as_encoded_bytes();

@@ -7,9 +7,9 @@ use std::cell::Cell;
 
 use crate::disk::Disk;
 use crate::error::{Error, Result};
-use crate::log::{Files, Scan, read_full};
+use crate::log::{Files, Scan};
 use crate::page::{self, Block, ENTRY, HEADER, Head, PAGE, Spot, u64_at};
-use crate::spill::write_all;
+use crate::spill::{read_full, write_all};
 use crate::sys::lock;
 use crate::walk::{Pages, Tip};
 

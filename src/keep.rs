@@ -3,9 +3,9 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::disk::Disk;
+use crate::disk::{Disk, Held};
 use crate::error::{Error, Result};
-use crate::log::{Files, Held};
+use crate::log::Files;
 use crate::page::{self, Head};
 use crate::spill::write_all;
 use crate::stream::Stream;
@@ -64,9 +64,15 @@ impl<D: Disk> Stream<D> {
 
     // ---- names -------------------------------------------------------------------------------
 
-    /// Runs `remove` under the locks of the stream, unless it keeps events.
-    pub(crate) fn empty(self: &Arc<Self>, remove: impl FnOnce() -> Result<()>) -> Result<()> {
+    /// Runs `remove` under the locks of the stream, unless it keeps events, or its name leads to `other` by
+    /// now.
+    pub(crate) fn empty(
+        self: &Arc<Self>,
+        other: Option<u64>,
+        remove: impl FnOnce() -> Result<()>,
+    ) -> Result<()> {
         self.locked(|files, tip| match files.head()?.first {
+            _ if Some(files.identity) == other || !files.matched()? => Err(Error::NotFound),
             first if first == tip.count => remove(),
             _ => Err(Error::NotEmpty),
         })

@@ -1,18 +1,20 @@
 //! The open log and index of a stream: reading pages, recovering.
 
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 
-use crate::disk::Disk;
+use crate::disk::{Disk, Held};
 use crate::error::{Error, Result};
 use crate::page::{self, Block, HEAD, Head, INDEX_HEAD, PAGE, Spot};
-use crate::spill::{PIECE, write_all};
+use crate::spill::{PIECE, read_full, write_all};
 use crate::sys::lock;
 use crate::walk::{self, Evidence, Found, Gap, Pages, Tip};
 
 /// No checksum but one in four thousand million.
-pub(crate) const GONE: u32 = u32::MAX;
+const GONE: u32 = u32::MAX;
+/// What is said when others keep on renaming, removing and creating.
+pub(crate) const FLEETING: &str = "it does not stay this stream's";
 
 /// The open files of a stream.
 pub(crate) struct Files<D: Disk> {
@@ -47,7 +49,18 @@ pub(crate) struct Files<D: Disk> {
 impl<D: Disk> Files<D> {
     /// Opens log and index of the stream in the directory `name`, as far as they are there or, to
     /// `write`, can be made. They are to be recovered before anything else.
-    pub(crate) fn open(disk: Arc<D>, name: PathBuf, write: bool) -> Result<Files<D>> {
+    pub(crate) fn open(disk: &Arc<D>, name: &Path, write: bool) -> Result<Files<D>> {
+        for _ in 0..8 {
+            let files = Files::open_both(disk.clone(), name.into(), write)?;
+            // Where that is so once the index is open, that is its own, however others create and rename.
+            if files.matched()? {
+                return Ok(files);
+            }
+        }
+        Err(Error::os(name.join("log").display())(std::io::Error::other(FLEETING)))
+    }
+
+    fn open_both(disk: Arc<D>, name: PathBuf, write: bool) -> Result<Files<D>> {
         let mut files = Files {
             disk,
             name,
@@ -76,8 +89,7 @@ impl<D: Disk> Files<D> {
         Ok(files)
     }
 
-    /// Whether the log is the one that its name leads to. Where that is so once the index is open,
-    /// that is its own, however others create and rename.
+    /// Whether the log is the one that its name leads to.
     pub(crate) fn matched(&self) -> Result<bool> {
         match self.disk.identity(&self.name.join("log")) {
             Ok(identity) => Ok(identity == self.identity),
@@ -153,9 +165,15 @@ impl<D: Disk> Files<D> {
         Ok(zeros || Head::decode(&bytes) == Some(known))
     }
 
+    /// Whether something follows the end `tip`, or that is not what it was; but for what was known to be
+    /// left of a commit that did not come to its end.
+    pub(crate) fn changed_behind(&self, tip: &Tip) -> Result<bool> {
+        Ok(![0, self.dead].contains(&self.behind(tip)?))
+    }
+
     /// What follows the end `tip`: 0 for nothing, or the checksum of the first block of a commit that
     /// is in progress, or that nobody answers for any more; [`GONE`] where the end is not what it was.
-    pub(crate) fn behind(&self, tip: &Tip) -> Result<u32> {
+    fn behind(&self, tip: &Tip) -> Result<u32> {
         let seed = self.seed();
         // No further than to where the next block ends.
         let mut scan = self.scan_to(0, page::place(tip.end) + PAGE);
@@ -228,10 +246,10 @@ impl<D: Disk> Files<D> {
         &self,
         known: Tip,
         damaged: &mut dyn FnMut(Gap),
-    ) -> Result<(Found<Error>, u64)> {
+    ) -> Result<Found<Error>> {
         let evidence = Evidence { head: self.head_bytes()?, index: self.index_head()?, known };
-        let found = walk::recover(&mut self.scan(PIECE)?, &evidence, damaged)?;
-        Ok((found, evidence.index.0))
+        self.seen.store(evidence.index.0, Relaxed);
+        walk::recover(&mut self.scan(PIECE)?, &evidence, damaged)
     }
 
     /// Recovers the stream; its end. None when the log has no name any more. `pending`: so many bytes
@@ -240,22 +258,30 @@ impl<D: Disk> Files<D> {
         // What needs nothing to be done needs no lock. What looks damaged may be what another process
         // is writing.
         let mut whole = true;
-        let (mut found, mut last) = self.find_out(known, &mut |_| whole = false)?;
+        let mut found = self.find_out(known, &mut |_| whole = false)?;
         whole &= found.lost.is_none() && found.failed.is_none();
         self.head = Mutex::new(found.head);
-        let sound = whole && found.start.is_none() && self.behind(&found.tip)? == 0;
-        if !sound || self.len()? > page::grown(found.tip.end + pending) + PAGE {
-            let held = Held::new(self.disk.clone(), self.log.as_ref(), !self.write);
-            let held = held.map_err(self.os("log"))?;
-            if !self.named()? {
+        let sound = whole && found.start.is_none() && self.is_published(&found)?;
+        let long = page::grown(found.tip.end + pending) + PAGE;
+        let held = match () {
+            () if !sound => Some(Held::new(self.disk.clone(), self.log.as_ref(), !self.write)),
+            // Nobody waits for a commit only because it is under way.
+            () if self.behind(&found.tip)? != 0 || self.len()? > long => {
+                Held::try_new(self.disk.clone(), self.log.as_ref()).transpose()
+            }
+            () => None,
+        };
+        if let Some(held) = held.transpose().map_err(self.os("log"))? {
+            // A log that was not there yet has come since.
+            if !self.named()? || !self.matched()? {
                 return Ok(None);
             }
             let unmended;
             let found_before = whole.then_some(found);
             (found, unmended) = self.recover_locked(found_before, known, pending, tell)?;
             self.head = Mutex::new(found.head);
-            self.dead = self.behind(&found.tip)?;
-            last = self.index_head()?.0;
+            // What cannot be read there is for who reads there.
+            self.dead = self.behind(&found.tip).unwrap_or(0);
             held.release().map_err(self.os("log"))?;
             self.unmended = self.unmended.take().or(unmended);
         }
@@ -267,7 +293,6 @@ impl<D: Disk> Files<D> {
             // What was durable before can be read.
             self.intact = Some((found.from, error));
         }
-        self.seen = AtomicU64::new(last);
         Ok(Some(self.intact.as_ref().map_or(found.tip, |_| known)))
     }
 
@@ -285,7 +310,7 @@ impl<D: Disk> Files<D> {
             {
                 found
             }
-            _ => self.find_out(known, &mut |gap| tell(&self.tell_of(gap)))?.0,
+            _ => self.find_out(known, &mut |gap| tell(&self.tell_of(gap)))?,
         };
         let mended = match &found.failed {
             _ if found.lost.is_some() => Ok(()),
@@ -299,14 +324,16 @@ impl<D: Disk> Files<D> {
         // What cannot be written again is read as the disk has it.
         let again = self.settle().and_then(|()| self.find_out(known, &mut |_| {}));
         let failed = |failed| Found { failed: Some(failed), ..found };
-        Ok((again.map_or_else(failed, |(found, _)| found), Some(error)))
+        Ok((again.unwrap_or_else(failed), Some(error)))
     }
 
     /// Makes the last commit durable and visible, when it is not known to be.
     fn mend(&self, found: &Found<Error>, pending: u64, tell: &Tell) -> Result<()> {
-        let (last, seed) = self.index_head()?;
         if let Some(start) = found.start {
             self.rewrite(found, start)?;
+        }
+        if !self.is_published(found)? {
+            let (last, seed) = self.index_head()?;
             if last > 0 && seed != found.head.seed {
                 let index = self.index.as_ref().map(|index| self.disk.set_len(index, 0));
                 index.transpose().map_err(self.os("index"))?;
@@ -326,6 +353,11 @@ impl<D: Disk> Files<D> {
             self.disk.set_len(self.log()?, len).map_err(self.os("log"))?;
         }
         Ok(())
+    }
+
+    /// Whether `last` says where the end is, if there are events: others may know of no other word.
+    fn is_published(&self, found: &Found<Error>) -> Result<bool> {
+        Ok(found.tip.at == 0 || self.index_head()? == (found.tip.at, found.head.seed))
     }
 
     /// Writes the last commit again in place, for it may be in the page cache only or on pages whose
@@ -389,43 +421,6 @@ impl<D: Disk> Files<D> {
 /// Tells the operator.
 pub(crate) type Tell<'a> = dyn Fn(&str) + 'a;
 
-/// A lock that is given back when it is dropped, also by a panic.
-pub(crate) struct Held<'a, D: Disk> {
-    disk: Arc<D>,
-    file: Option<&'a D::File>,
-}
-
-impl<'a, D: Disk> Held<'a, D> {
-    /// Waits for the lock of a file, if there is one.
-    pub(crate) fn new(
-        disk: Arc<D>,
-        file: Option<&'a D::File>,
-        shared: bool,
-    ) -> std::io::Result<Self> {
-        file.map_or(Ok(()), |file| disk.lock(file, shared))?;
-        Ok(Held { disk, file })
-    }
-
-    /// None when somebody else has the lock.
-    pub(crate) fn try_new(disk: Arc<D>, file: &'a D::File) -> std::io::Result<Option<Self>> {
-        let free = disk.try_lock(file)?;
-        Ok(free.then(|| Held { disk, file: Some(file) }))
-    }
-
-    pub(crate) fn release(mut self) -> std::io::Result<()> {
-        self.file.take().map_or(Ok(()), |file| self.disk.unlock(file))
-    }
-}
-
-impl<D: Disk> Drop for Held<'_, D> {
-    fn drop(&mut self) {
-        if let Some(file) = self.file {
-            // The files are closed then, which drops the lock in any case.
-            let _ = self.disk.unlock(file);
-        }
-    }
-}
-
 /// Reads a log a window at a time. Of what cannot be read as much as can be.
 pub(crate) struct Scan<'a, D: Disk> {
     files: &'a Files<D>,
@@ -485,24 +480,4 @@ impl<D: Disk> Pages for Scan<'_, D> {
     fn end(&self) -> u64 {
         self.len
     }
-}
-
-/// Reads as much of `bytes` as there is. Nothing where there is no file.
-pub(crate) fn read_full<D: Disk>(
-    disk: &D,
-    file: Option<&D::File>,
-    bytes: &mut [u8],
-    at: u64,
-) -> std::io::Result<usize> {
-    let Some(file) = file else {
-        return Ok(0);
-    };
-    let mut filled = 0;
-    while filled < bytes.len() {
-        match disk.read_at(file, &mut bytes[filled..], at + filled as u64)? {
-            0 => break,
-            read => filled += read,
-        }
-    }
-    Ok(filled)
 }

@@ -141,8 +141,6 @@ fn main() -> ExitCode {
         }
     };
     sys::close_inherited();
-    #[cfg(target_env = "gnu")]
-    sys::keep_freed_memory();
     let started = match arguments.foreground {
         true => mount::mount(&arguments, None),
         false => mount::in_background(&arguments),

@@ -10,7 +10,7 @@ use crate::log::Files;
 use crate::page;
 use crate::spill::Spill;
 use crate::stream::{Batch, Part, Stream};
-use crate::sys::{lock, newline};
+use crate::sys::newline;
 
 impl<D: Disk> Stream<D> {
     /// An empty batch, to be filled with [`Batch::push`] and committed with [`Stream::commit`].
@@ -55,7 +55,7 @@ impl<D: Disk> Stream<D> {
     /// commit; where somebody has the lock it is the commit.
     fn reserve(self: &Arc<Self>, bytes: u64) -> Result<()> {
         let pending = self.pending.fetch_add(bytes, Relaxed) + bytes;
-        let end = lock(&self.tip).end;
+        let end = self.known().end;
         if self.shared.read_only {
             return Err(Error::ReadOnly);
         }
@@ -68,7 +68,8 @@ impl<D: Disk> Stream<D> {
     /// A batch is committed or given up. What was reserved for a large one goes back.
     fn release(self: &Arc<Self>, bytes: u64) {
         let pending = self.pending.fetch_sub(bytes, Relaxed) - bytes;
-        if bytes < page::STEP {
+        // A host that may have lost the lock must not cut what others have written.
+        if bytes < page::STEP || self.disk().direct() {
             return;
         }
         // When it does not work the space is given back when the stream is opened next.

@@ -141,3 +141,23 @@ pub(crate) fn write_all<D: Disk>(
     }
     Ok(())
 }
+
+/// Reads as much of `bytes` as there is. Nothing where there is no file.
+pub(crate) fn read_full<D: Disk>(
+    disk: &D,
+    file: Option<&D::File>,
+    bytes: &mut [u8],
+    at: u64,
+) -> std::io::Result<usize> {
+    let Some(file) = file else {
+        return Ok(0);
+    };
+    let mut filled = 0;
+    while filled < bytes.len() {
+        match disk.read_at(file, &mut bytes[filled..], at + filled as u64)? {
+            0 => break,
+            read => filled += read,
+        }
+    }
+    Ok(filled)
+}

@@ -212,18 +212,25 @@ impl<D: Disk> Store<D> {
     pub fn remove(&self, name: impl AsRef<OsStr>) -> Result<()> {
         let name = self.changeable(name.as_ref())?;
         let stream = self.stream(&name)?;
+        self.remove_but(&name, &stream, None)
+    }
+
+    /// Removes it unless its name leads to the stream `other` by now.
+    fn remove_but(&self, name: &Path, stream: &Arc<Stream<D>>, other: Option<u64>) -> Result<()> {
         let disk = &self.shared.disk;
-        stream.empty(|| {
+        stream.empty(other, || {
             // Without its log the index would tell of events that got lost.
             let removed = disk
                 .remove_file(&name.join("index"))
-                .and_then(|()| disk.sync_dir(&name))
+                .and_then(|()| disk.sync_dir(name))
                 .and_then(|()| disk.remove_file(&name.join("log")));
-            // The directory may hold what is not ours; then the stream stays, still empty.
-            removed.and_then(|()| disk.remove_dir(&name)).map_err(Error::os(name.display()))
+            removed.map_err(Error::os(name.display()))
         })?;
-        disk.tell(&name);
+        disk.tell(name);
+        // NFS keeps what is removed in the directory for as long as it is open.
         stream.close();
+        // It may hold what is not ours; then the stream stays, empty.
+        disk.remove_dir(name).map_err(Error::os(name.display()))?;
         lock(&self.streams).remove(name.as_os_str());
         Ok(())
     }
@@ -239,7 +246,9 @@ impl<D: Disk> Store<D> {
         if from == to {
             return Ok(());
         }
-        match self.remove(&to) {
+        // Another mount may be renaming it, too, and be faster.
+        let other = Some(stream.identity());
+        match self.stream(&to).and_then(|there| self.remove_but(&to, &there, other)) {
             Ok(()) | Err(Error::NotFound) => {}
             Err(error) => return Err(error),
         }

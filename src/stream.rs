@@ -9,9 +9,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use crate::batch::{Shape, Tally};
-use crate::disk::Disk;
+use crate::disk::{Disk, Held};
 use crate::error::{Error, Result};
-use crate::log::{Files, Held};
+use crate::log::{FLEETING, Files};
 use crate::page;
 use crate::spill::{Ceiling, Spill};
 use crate::status::Status;
@@ -94,7 +94,7 @@ pub(crate) enum Glance {
     /// There is more than was seen, or an error; to see it somebody may have to be waited for.
     More,
     Nothing,
-    /// It was removed, or another mount renamed it.
+    /// It was removed.
     Gone,
 }
 
@@ -114,19 +114,23 @@ pub struct Event {
     pub bytes: Vec<u8>,
 }
 
+/// What is known to be durable, and in which log: its identity when it was last opened, 0 before.
+#[derive(Clone, Copy, Default)]
+struct Known {
+    identity: u64,
+    tip: Tip,
+}
+
 /// A stream of a store: see [`Store::stream`](crate::store::Store::stream).
 pub struct Stream<D: Disk> {
     pub(crate) shared: Arc<Shared<D>>,
     pub(crate) name: Mutex<PathBuf>,
-    /// The identity of the log when it was last opened, 0 before.
-    identity: Mutex<u64>,
     /// None: the next to use it opens it by name, and recovers it.
     files: Mutex<Option<Arc<Files<D>>>>,
     used: AtomicBool,
     /// So many wait for more of it.
     pub(crate) waiting: AtomicUsize,
-    /// What is known to be durable. It never goes back.
-    pub(crate) tip: Mutex<Tip>,
+    known: Mutex<Known>,
     /// Held while the log changes.
     pub(crate) writer: Mutex<()>,
     /// Log bytes of batches not yet committed, at most.
@@ -178,11 +182,10 @@ impl<D: Disk> Stream<D> {
         Arc::new(Stream {
             shared,
             name: Mutex::new(name),
-            identity: Mutex::new(0),
             files: Mutex::new(None),
             used: AtomicBool::new(false),
             waiting: AtomicUsize::new(0),
-            tip: Mutex::default(),
+            known: Mutex::default(),
             writer: Mutex::default(),
             pending: AtomicU64::new(0),
             queue: Mutex::new(Queue { jobs: VecDeque::new(), leading: false }),
@@ -196,7 +199,20 @@ impl<D: Disk> Stream<D> {
     }
 
     pub(crate) fn identity(&self) -> u64 {
-        *lock(&self.identity)
+        lock(&self.known).identity
+    }
+
+    /// What is known to be durable.
+    pub(crate) fn known(&self) -> Tip {
+        lock(&self.known).tip
+    }
+
+    /// So much is durable in the log of `files`. What is known never goes back.
+    pub(crate) fn advance(&self, files: &Files<D>, new: Tip) {
+        let mut known = lock(&self.known);
+        if known.identity == files.identity && new.count > known.tip.count {
+            known.tip = new;
+        }
     }
 
     pub(crate) fn disk(&self) -> &D {
@@ -245,35 +261,33 @@ impl<D: Disk> Stream<D> {
 
     /// Closes the files: the next to need them opens them again, by name, and recovers.
     pub(crate) fn close(&self) {
-        *lock(&self.files) = None;
+        // First from the list: who opens them again puts it there.
         if let Some(open) = &mut *lock(&self.shared.open) {
             open.retain(|stream| !std::ptr::eq(&raw const **stream, self));
         }
+        *lock(&self.files) = None;
     }
 
     /// Opens the files and recovers the stream.
     fn open(&self) -> Result<Files<D>> {
         for _ in 0..8 {
-            let disk = self.shared.disk.clone();
-            let mut files = Files::open(disk, self.name(), !self.shared.read_only)?;
-            if !files.matched()? {
-                continue;
-            }
+            let (disk, write) = (&self.shared.disk, !self.shared.read_only);
+            let mut files = Files::open(disk, &self.name(), write)?;
             let known = {
-                let (mut identity, mut tip) = (lock(&self.identity), lock(&self.tip));
-                if *identity != files.identity {
+                let mut known = lock(&self.known);
+                if known.identity != files.identity {
                     // Another stream has the name, or the first one.
-                    (*identity, *tip) = (files.identity, Tip::default());
+                    *known = Known { identity: files.identity, tip: Tip::default() };
                 }
-                *tip
+                known.tip
             };
             let pending = self.pending.load(Relaxed);
             if let Some(tip) = files.recover(known, pending, &self.shared.log)? {
-                *lock(&self.tip) = tip;
+                lock(&self.known).tip = tip;
                 return Ok(files);
             }
         }
-        Err(self.os("log")(std::io::Error::other("it does not stay this stream's")))
+        Err(self.os("log")(std::io::Error::other(FLEETING)))
     }
 
     /// The files, and how much there is to see now.
@@ -308,7 +322,7 @@ impl<D: Disk> Stream<D> {
             drop(files);
             self.close();
         }
-        Err(self.os("index")(std::io::Error::other("it does not stay this stream's")))
+        Err(self.os("index")(std::io::Error::other(FLEETING)))
     }
 
     /// Closes the files after a call on them has failed.
@@ -320,19 +334,19 @@ impl<D: Disk> Stream<D> {
     /// Whether a commit stands behind the end that nobody is at work on any more: what became of it must
     /// be certain before who does not find it tries it again.
     fn orphaned(&self, files: &Files<D>, tip: &Tip) -> Result<bool> {
-        let (Some(log), None) = (&files.log, &files.intact) else {
-            return Ok(false);
-        };
-        // What cannot be read there is for who reads there.
-        if [0, files.dead].contains(&files.behind(tip).unwrap_or(0)) {
+        if files.log.is_none() || files.intact.is_some() {
             return Ok(false);
         }
-        // A thread of ours that has the mutex has the lock, too.
+        // What cannot be read there is for who reads there.
+        if !files.changed_behind(tip).unwrap_or(false) {
+            return Ok(false);
+        }
+        // A thread of ours is at work, or about to be.
         let Some(_writer) = try_lock(&self.writer) else {
             return Ok(false);
         };
-        let held = Held::try_new(self.shared.disk.clone(), log).map_err(self.os("log"))?;
-        let Some(held) = held else {
+        let held = Held::try_new(self.shared.disk.clone(), files.log.as_ref());
+        let Some(held) = held.map_err(self.os("log"))? else {
             return Ok(false);
         };
         let last = files.index_head()?.0;
@@ -343,18 +357,17 @@ impl<D: Disk> Stream<D> {
 
     /// How much there is to see now; None where the stream is to be opened again.
     pub(crate) fn seen(&self, files: &Files<D>) -> Result<Option<Tip>> {
-        let known = *lock(&self.tip);
+        let Known { identity, tip: known } = *lock(&self.known);
+        if files.stale.load(Relaxed) || files.identity != identity {
+            return Ok(None);
+        }
         // No less than was seen already, though some of it is lost.
         let more = files.intact.as_ref().filter(|(intact, _)| intact.count > known.count);
         let tip = more.map_or(known, |(intact, _)| *intact);
-        if files.stale.load(Relaxed) {
-            return Ok(None);
-        }
         let Some(index) = &files.index else {
             // Nobody commits without one, which may have come and gone since.
             let there = self.disk().identity(&files.name.join("index")).is_ok();
-            let dead = [0, files.dead];
-            let more = files.intact.is_none() && !dead.contains(&files.behind(&tip).unwrap_or(0));
+            let more = files.intact.is_none() && files.changed_behind(&tip).unwrap_or(false);
             return Ok((!there && !more).then_some(tip));
         };
         if !self.disk().stat(index).map_err(self.os("index"))?.named {
@@ -372,12 +385,9 @@ impl<D: Disk> Stream<D> {
         let Some(new) = block.map(|block| Tip::from(&block)).filter(|new| new.whole) else {
             return Ok(None);
         };
-        let mut tip = lock(&self.tip);
-        if new.count > tip.count {
-            *tip = new;
-        }
+        self.advance(files, new);
         files.seen.store(last, Relaxed);
-        Ok(Some(*tip))
+        Ok(Some(self.known()))
     }
 
     /// How much there is to see now.
@@ -413,7 +423,7 @@ impl<D: Disk> Stream<D> {
 
     /// Whether there is nothing new, as far as one read tells.
     fn quiet(&self, files: &Files<D>, seen: u64) -> bool {
-        let tip = *lock(&self.tip);
+        let tip = self.known();
         let sound = files.index.is_some() && files.intact.is_none() && !files.stale.load(Relaxed);
         sound
             && tip.view <= seen
@@ -423,15 +433,12 @@ impl<D: Disk> Stream<D> {
     /// Whether there is more than up to the view offset `seen`, for who must not wait for anybody: it
     /// opens nothing, for that may take the log's lock. `names`: and whether it still has its files.
     pub(crate) fn glance(&self, seen: u64, names: bool) -> Glance {
-        let Some(slot) = try_lock(&self.files) else {
+        let files = match try_lock(&self.files).as_deref() {
             // Somebody is opening them: the next time.
-            return Glance::Nothing;
+            None => return Glance::Nothing,
+            Some(None) => return Glance::More,
+            Some(Some(files)) => files.clone(),
         };
-        let Some(files) = slot.clone() else {
-            return Glance::More;
-        };
-        drop(slot);
-        self.used.store(true, Relaxed);
         if !names && self.quiet(&files, seen) {
             return Glance::Nothing;
         }
@@ -440,7 +447,7 @@ impl<D: Disk> Stream<D> {
             Some(log) => self.disk().stat(log).map_or(true, |stat| stat.named),
             None => {
                 let there = self.disk().identity(&files.name);
-                there.map_or_else(|error| error.kind() != std::io::ErrorKind::NotFound, |_| true)
+                there.err().is_none_or(|error| error.kind() != std::io::ErrorKind::NotFound)
             }
         };
         match self.seen(&files) {

@@ -236,20 +236,6 @@ pub fn close_inherited() {
     unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, 0) };
 }
 
-/// Lets the threads use freed memory again, up to 64 MiB of it: for each request a fresh buffer would
-/// cost a page fault for each of its pages. To be called before there are any threads.
-#[cfg(target_env = "gnu")]
-pub fn keep_freed_memory() {
-    for (option, value) in [
-        (libc::M_ARENA_MAX, 2),
-        (libc::M_MMAP_THRESHOLD, 4 << 20),
-        (libc::M_TRIM_THRESHOLD, 64 << 20),
-    ] {
-        // SAFETY: it changes nothing but how the allocator gets its memory. One that cannot is slower.
-        unsafe { libc::mallopt(option, value) };
-    }
-}
-
 /// Whether there is a thread of this number, also one that is hidden from us.
 pub fn exists(thread: u32) -> bool {
     // SAFETY: signal 0 is none; the call only looks.
@@ -281,6 +267,8 @@ pub fn set_limits() {
         // and all of it, when glibc has learnt from the first to recycle such large ones.
         #[cfg(target_env = "gnu")]
         {
+            // Of few arenas what one thread frees another takes, and it is in the cache.
+            libc::mallopt(libc::M_ARENA_MAX, 2);
             libc::mallopt(libc::M_MMAP_THRESHOLD, 8 << 20);
             // Nor give back after each read what the next one takes again, page by page.
             libc::mallopt(libc::M_TRIM_THRESHOLD, 1 << 20);

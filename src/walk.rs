@@ -334,7 +334,8 @@ fn lose<P: Pages>(
         }
         page = page::first_in_page(page - 1);
     }
-    let before = Tip { end: least, count: head.first, view: head.view, ..Tip::default() };
+    let end = least.min(pages.end()).max(HEAD as u64);
+    let before = Tip { end, count: head.first, view: head.view, ..Tip::default() };
     let tip = tip.unwrap_or(before);
     let walked = walk(pages, head.seed, tip, 0, damaged).unwrap_or(Walked { tip, start: None });
     Ok(Found { tip: walked.tip, lost: Some(lost), ..Found::new(head, tip) })

@@ -72,7 +72,7 @@ const FAULTS: &[Fault] = &[
         "commit.rs",
         &[("files.stale.store(true, Relaxed);", "")],
     ),
-    fault("leftovers not looked for", "commit.rs", &[("[0, files.dead].contains(&behind)", "true")]),
+    fault("leftovers not looked for", "commit.rs", &[("Ok((!files.changed_behind(&tip)?).then_some(tip))", "Ok(Some(tip))")]),
     fault("ENOSPC though it may be there", "commit.rs", &[("walked.tip == tip)", "fault!() || walked.tip == tip)")]),
     fault("ENOSPC for a sync", "commit.rs", &[("told.map_err(|error| self.doubt(files, &error))?;", "told?;")]),
     // ---- locks and guards ----
@@ -82,7 +82,7 @@ const FAULTS: &[Fault] = &[
         &[
             (
                 "let commit = || {",
-                "let seen = lock(&self.tip).count * u64::from(fault!()); let commit = || {",
+                "let seen = self.known().count * u64::from(fault!()); let commit = || {",
             ),
             (
                 "let (places, count) = place(tip, group);",
@@ -104,12 +104,8 @@ const FAULTS: &[Fault] = &[
         "commit without the lock",
         "commit.rs",
         &[(
-            "let held = Held::new(self.shared.disk.clone(), files.log.as_ref(), false);
-                let held = held.map_err(self.os(\"log\"));
-                match",
-            "let held = Held::new(self.shared.disk.clone(), files.log.as_ref().filter(|_| !fault!()), false);
-                let held = held.map_err(self.os(\"log\"));
-                match",
+            "Held::new(disk, files.log.as_ref(), false)",
+            "Held::new(disk, files.log.as_ref().filter(|_| !fault!()), false)",
         )],
     ),
     fault(
@@ -120,7 +116,7 @@ const FAULTS: &[Fault] = &[
     fault(
         "EEXIST for what an unlock left in doubt",
         "commit.rs",
-        &[("self.shared.status.commit(); Ok(new)", "if fault!() { *lock(&self.tip) = new; } self.shared.status.commit(); Ok(new)")],
+        &[("self.shared.status.commit(); Ok(new)", "if fault!() { self.advance(files, new); } self.shared.status.commit(); Ok(new)")],
     ),
     fault(
         "acknowledged without a look at the log",
@@ -128,7 +124,7 @@ const FAULTS: &[Fault] = &[
         &[(r#"published.and_then(|()| disk.stat(log).map_err(self.os("log")))"#, r#"published.and_then(|()| if fault!() { Ok(()) } else { disk.stat(log).map_err(self.os("log")).map(drop) })"#)],
     ),
     fault("commit to a log without a name", "commit.rs", &[("!log.named", "false")]),
-    fault("first commit to another one's name", "commit.rs", &[("tip.count == 0 && !self.spared(|| files.matched())?", "false")]),
+    fault("first commit to another one's name", "commit.rs", &[("doubtful && !self.spared(|| files.matched())?", "false")]),
     fault("a stream with events removed", "keep.rs", &[("first if first == tip.count =>", "first if fault!() || first == tip.count =>")]),
     // ---- recovery ----
     fault("nothing adopted", "walk.rs", &[("if here.whole { walked = Walked { tip: here,", "if here.whole && !fault!() { walked = Walked { tip: here,")]),
@@ -149,14 +145,14 @@ const FAULTS: &[Fault] = &[
     fault("recovered without the lock", "log.rs", &[("Held::new(self.disk.clone(), self.log.as_ref(), !self.write)", "Held::new(self.disk.clone(), self.log.as_ref().filter(|_| !fault!()), !self.write)")]),
     fault("read only, without a sync", "log.rs", &[(r#"let synced = self.disk.sync_data(log).map_err(self.os("log"));"#, r#"let synced = if fault!() { Ok(()) } else { self.disk.sync_data(log).map_err(self.os("log")) };"#)]),
     fault("read only, believing the cache", "log.rs", &[(r#"self.disk.forget(log, last - last % PAGE).map_err(self.os("log"))"#, "Ok(())")]),
-    fault("log and index of two streams", "stream.rs", &[("!files.matched()?", "!fault!() && !files.matched()?")]),
+    fault("log and index of two streams", "log.rs", &[("if files.matched()? {", "if fault!() || files.matched()? {")]),
     // ---- what is believed ----
     fault("another log's index believed", "walk.rs", &[("if seed == head.seed { last } else { 0 }", "last")]),
     fault("checksum without the place", "page.rs", &[("head[8..16].copy_from_slice(&at.to_le_bytes());", "")]),
     fault("checksum without the seed", "page.rs", &[("head[..8].copy_from_slice(&seed.to_le_bytes());", "")]),
     fault("checksum not looked at", "page.rs", &[("checksum(seed, at, bytes) == block.crc", "true")]),
     fault("the index believed where a page says otherwise", "find.rs", &[("for ask in [false, true] {", "for ask in [false, !fault!()] {")]),
-    fault("short reads taken for the end", "log.rs", &[("read => filled += read,", "read => { filled += read; if fault!() { break; } }")]),
+    fault("short reads taken for the end", "spill.rs", &[("read => filled += read,", "read => { filled += read; if fault!() { break; } }")]),
     fault("a reader stays at an index that is gone", "stream.rs", &[(r#"!self.disk().stat(index).map_err(self.os("index"))?.named"#, "false")]),
     fault("a reader does not look behind the end", "stream.rs", &[("if !self.orphaned(files, &tip)? =>", "if fault!() || !self.orphaned(files, &tip)? =>")]),
     fault("what was acknowledged forgotten with the index", "walk.rs", &[("let from = last.max(known.at).max(head.at); let tip", "let from = if fault!() { last.max(head.at) } else { last.max(known.at).max(head.at) }; let tip")]),
@@ -182,7 +178,7 @@ const FAULTS: &[Fault] = &[
     fault("recovered from the beginning", "walk.rs", &[("_ if from == 0 => nothing,", "_ if from == 0 || fault!() && last.max(known.at) == 0 => nothing,")]),
     fault("a commit of which some was dropped is lost", "walk.rs", &[("if block.is(LAST) || from == head.at =>", "if block.is(LAST) || !fault!() && from == head.at =>")]),
     fault("what was dropped taken for intact", "walk.rs", &[("(page.max(least), page - page % PAGE + PAGE)", "(if fault!() { page } else { page.max(least) }, page - page % PAGE + PAGE)")]),
-    fault("check of what is dropped meanwhile", "check.rs", &[("if gap.next > kept {", "if fault!() || gap.next > kept {")]),
+    fault("check of what is dropped meanwhile", "check.rs", &[("Some(_) if gap.next > kept => {", "Some(_) if fault!() || gap.next > kept => {")]),
     fault("check from the beginning", "check.rs", &[("_ if head.at == 0 => Tip::default(),", "_ if head.at == 0 || fault!() => Tip::default(),")]),
     // ---- names, batches ----
     fault(

@@ -114,7 +114,7 @@ impl Sim {
         w.calm = true;
         let stream = w.dir(name).unwrap_or_default();
         let mut log = w.log(stream).to_vec();
-        let Some((_, blocks)) = forge::blocks(&log) else {
+        let Some((head, blocks)) = forge::blocks(&log) else {
             w.fail(format!("{name} has events and no head"));
             return Harm::none(all);
         };
@@ -177,7 +177,10 @@ impl Sim {
             index,
             log: !spots.is_empty(),
             head: bad,
-            at: blocks.first().is_some_and(|block| !sound(&block)),
+            at: {
+                let ends = blocks.iter().position(|b| b.is(LAST)).map_or(0, |last| last + 1);
+                head.at > 0 && !blocks[..ends].iter().all(|b| sound(&b))
+            },
             last: blocks.last().is_some_and(|block| !sound(&block)),
             least,
             live,

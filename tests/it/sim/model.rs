@@ -58,6 +58,11 @@ impl Known {
         self.tried.last().map_or(self.first, |tried| self.first.max(*tried))
     }
 
+    /// A drop is in doubt: whether it keeps nothing nobody can tell.
+    pub(super) fn is_unsure(&self) -> bool {
+        self.most() > self.first
+    }
+
     /// Whether this may be the first event that it keeps.
     pub(super) fn may_begin(&self, first: u64) -> bool {
         first == self.first || first > self.first && self.tried.contains(&first)

@@ -92,6 +92,9 @@ impl Sim {
 
     pub(super) fn remove(&self, engine: usize, store: &Engine, name: &str) {
         let before = self.before(name);
+        if self.model(|model| model.known(before.stream).is_unsure()) {
+            return;
+        }
         let (known, empty) =
             self.model(|model| (model.known(before.stream), model.is_empty(before.stream)));
         let doomed = self.model(|model| model.doom(before.stream));
@@ -121,11 +124,14 @@ impl Sim {
     pub(super) fn rename(&self, engine: usize, store: &Engine, from: &str) {
         let to = NAMES[self.roll(NAMES.len())];
         let (before, taken) = (self.before(from), self.before(to).stream);
+        if self.model(|model| model.known(taken).is_unsure()) {
+            return;
+        }
         let doomed = self.model(|model| model.doom(taken));
         let result = store.rename(from, to);
         self.note(format!("  {engine} renames {from} to {to}: {result:?}"));
         let quiet = self.quiet(&before);
-        let spared = from == to || quiet && result.is_err();
+        let spared = quiet && (from == to || result.is_err());
         self.model(|model| model.spare(taken, doomed, spared));
         let fits = match &result {
             Ok(()) => true,

@@ -63,7 +63,7 @@ impl Sim {
             let right = match &event {
                 Ok(event) => n >= dropped && all.events.get(n as usize) == Some(event),
                 Err(Error::Dropped) => n < known.most(),
-                Err(Error::NotFound) => n >= count || !sound,
+                Err(Error::NotFound) => n >= count || !sound || known.doomed,
                 // What cannot be read passes for damaged.
                 Err(_) => !sound,
             };
