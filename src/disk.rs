@@ -216,8 +216,6 @@ fn pages(at: u64, len: usize) -> (Vec<u8>, usize) {
 
 /// So many zeros are written at a time.
 const ZEROS: usize = 256 << 10;
-/// A write of so many bytes is a piece of a large batch: the disk need not wait for the last one.
-const LARGE: usize = 1 << 20;
 
 impl Disk for Real {
     type File = Opened;
@@ -274,11 +272,7 @@ impl Disk for Real {
         if file.direct {
             return write_pages(file, bytes, at);
         }
-        let written = file.write_at(bytes, at)?;
-        if bytes.len() >= LARGE {
-            sys::begin_writeback(file);
-        }
-        Ok(written)
+        file.write_at(bytes, at)
     }
 
     fn reserve(&self, file: &Opened, from: u64, filled: u64, to: u64) -> io::Result<()> {

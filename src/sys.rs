@@ -119,12 +119,6 @@ pub fn forget(file: &File, from: u64) -> io::Result<()> {
     }
 }
 
-/// Lets the disk begin to write what was written to `file`; says nothing of how that ends.
-pub fn begin_writeback(file: &File) {
-    // SAFETY: a plain system call on a descriptor that is open as long as `file` is borrowed.
-    unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE) };
-}
-
 /// The directory at `path`, unless a symbolic link is there, and a path to it that holds as long as
 /// it is open, whatever is renamed meanwhile.
 pub fn directory(path: &Path) -> io::Result<(File, PathBuf)> {
