@@ -229,10 +229,10 @@ impl<D: Disk> Stream<D> {
                 block.filter(|(b, _)| (b.view..b.view_end()).contains(&here))
             else {
                 if out.is_empty() {
-                    // By the way that leads there from the index, or the error.
-                    return files.missing(
-                        files.byte(&mut files.scan_seen(0, &tip), &tip, here)?.block.index,
-                    );
+                    // By the way that leads there from the index, or the error. The block may begin
+                    // with events that were dropped.
+                    let spot = files.byte(&mut files.scan_seen(0, &tip), &tip, here)?;
+                    return files.missing(spot.block.index.max(files.head()?.first));
                 }
                 break;
             };
