@@ -200,11 +200,8 @@ impl<D: Disk> Stream<D> {
         let mut head = *lock(&files.head);
         if first {
             // Of an odd number no time comes to 0.
-            head.seed = if head.seed == 0 {
-                self.spared(|| disk.random().map_err(self.os("log")))? | 1
-            } else {
-                head.seed
-            };
+            head.seed =
+                if head.seed == 0 { disk.random().map_err(self.os("log"))? | 1 } else { head.seed };
             // It takes up room for what is to be written last.
             files.publish(0, head.seed)?;
         }

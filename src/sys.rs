@@ -230,6 +230,17 @@ pub fn close_inherited() {
     unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, 0) };
 }
 
+/// A number that nobody can guess: getrandom(2), for which there need be no /dev.
+pub fn random() -> io::Result<u64> {
+    let mut bytes = [0; 8];
+    // SAFETY: it writes no more than the bytes there are.
+    let got = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
+    match usize::try_from(got) {
+        Ok(8) => Ok(u64::from_ne_bytes(bytes)),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// Whether there is a thread of this number, also one that is hidden from us.
 pub fn exists(thread: u32) -> bool {
     // SAFETY: signal 0 is none; the call only looks.

@@ -404,7 +404,7 @@ open("ready", "w").close()
 print(log.recv(1000).decode())' > heard & listener=$!
         while ! test -e ready; do sleep 0.05; done
         $SMOLSTORE store mnt && mkdir mnt/s && echo event >> mnt/s/events && umount mnt &&
-            printf X | dd of=store/s/log bs=1 seek=17 conv=notrunc status=none &&
+            printf X | dd of=store/s/log bs=1 seek=85 conv=notrunc status=none &&
             $SMOLSTORE store mnt || exit 1
         cat mnt/s/at/0; wait $listener; umount mnt"#;
     let out = run(Command::new("unshare")

@@ -138,8 +138,12 @@ impl<'a> Model<'a> {
         let head = head.unwrap_or(Head { seed: self.seed, ..Head::default() });
         self.seed = head.seed;
         let mut gaps = Vec::new();
-        let intact = self.on_pages(0).into_iter().rfind(|(block, _)| block.at <= from);
-        let tip = intact.map_or_else(Tip::default, |(block, _)| behind(&block));
+        // What was dropped is no part of it.
+        let end = head.at.min(self.log.len() as u64).max(HEAD as u64);
+        let none = Tip { end, count: head.first, view: head.view, ..Tip::default() };
+        let kept = |block: &Block| (head.at..=from).contains(&block.at);
+        let intact = self.on_pages(0).into_iter().rfind(|(block, _)| kept(block));
+        let tip = intact.map_or(none, |(block, _)| behind(&block));
         let (tip, _) = self.walk(tip, &mut gaps);
         Outcome { head, tip, start: None, lost: true, gaps }
     }

@@ -49,7 +49,7 @@ pub(super) fn parse(seed: u64, at: u64, bytes: &[u8]) -> Option<(Block, &[u8])> 
     };
     let bounded = [block.index, block.time, block.view].iter().all(|n| *n < u64::MAX / 2);
     let sound = checksum(seed, at, &whole[..4], &whole[8..]) == block.crc;
-    let known = block.flags < 32;
+    let known = block.flags < 32 && seed != 0;
     (sound && bounded && known).then_some((block, &whole[HEADER..]))
 }
 
@@ -70,7 +70,8 @@ pub(super) fn place(end: u64) -> u64 {
 /// its own place.
 pub fn run(bytes: &[u8]) {
     let mut input = Input(bytes);
-    let (how, seed, at) = (input.byte(), input.u64(), input.u64() >> input.below(64));
+    let (how, seed) = (input.byte(), input.u64().max(1));
+    let at = input.u64() >> input.below(64);
     assert_eq!(page::place(at >> 1), place(at >> 1));
     match how % 4 {
         0 => any_head(&mut input, how),

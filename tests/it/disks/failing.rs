@@ -87,7 +87,7 @@ fn a_failed_sync_is_told_and_the_next_use_finds_out() {
     append(s.join("events"), "first\n");
     append(other.join("events"), "first\n");
     let mut held = appender(s.join("events")).unwrap();
-    faults.are(&["fdatasync /log 5 0 0 0"]);
+    faults.are(&["fdatasync s/log 5 0 0 0"]);
     let lost = try_append(s.join("events"), "lost\nlost\n");
     assert_eq!(errno_of(lost), EIO);
     assert_eq!(faults.struck(), 1, "it is not tried again");
@@ -156,7 +156,7 @@ fn all_batches_that_share_a_failed_sync_are_told() {
 
 #[test]
 fn a_failed_batch_is_there_or_not() {
-    for fault in ["fdatasync /log 5 0 0 0", "pwrite s/log 5 0 100 9999"] {
+    for fault in ["fdatasync s/log 5 0 0 0", "pwrite s/log 5 0 100 9999"] {
         for (remounted, again) in [(false, 1), (true, 1), (true, 2)] {
             let (faults, m) = Faults::new();
             let s = m.stream("s");
@@ -348,7 +348,7 @@ fn a_failed_sync_while_it_recovers_is_told_until_it_works() {
     faults.are(&["pwrite s/index 5 0 0 9999"]);
     let doubt = try_append(s.join("events"), "a batch\nof two\n");
     assert_eq!(errno_of(doubt), EIO);
-    faults.are(&["fdatasync /log 5 0 0 0"]);
+    faults.are(&["fdatasync s/log 5 0 0 0"]);
     m.restart();
     refuses(&s, 1);
     refuses(&s, 3);

@@ -46,6 +46,8 @@ pub(super) struct Known {
     pub(super) first: u64,
     /// Those before any of these may have been dropped, too.
     tried: BTreeSet<u64>,
+    /// The last of all that were ever tried: it may be so in a copy.
+    ever: u64,
     /// The first event that was there when it was last looked at.
     seen: u64,
     /// Somebody tried to remove it when it may have kept nothing.
@@ -70,7 +72,7 @@ impl Known {
 
     /// Whether it may have kept nothing at some time.
     pub(super) fn may_be_empty(&self) -> bool {
-        self.floor <= self.most()
+        self.floor <= self.most().max(self.ever)
     }
 }
 
@@ -108,7 +110,9 @@ impl Model {
 
     /// Somebody is about to drop the events before `first`.
     pub(super) fn dropping(&mut self, stream: u64, first: u64) {
-        self.stream(stream).tried.insert(first);
+        let known = self.stream(stream);
+        known.tried.insert(first);
+        known.ever = known.ever.max(first);
     }
 
     /// That was acknowledged.
