@@ -21,8 +21,9 @@ pub(crate) struct Objects {
     events: Range<u64>,
     /// Where the first of them begins in the stream's view.
     view: u64,
-    /// What was made, and not yet handed out.
+    /// What was made, and how much of it was handed out.
     made: Vec<u8>,
+    given: usize,
     /// What is left of an event that is too long to be in memory as a whole: bytes of the view, and
     /// whether it is text.
     long: Option<(Range<u64>, bool)>,
@@ -33,7 +34,7 @@ impl Objects {
     /// Of these events, as far as there are any; the first of them begins at `view`.
     pub(crate) fn new(events: Range<u64>, view: u64) -> Objects {
         let (made, cursor) = (Vec::new(), Cursor::default());
-        Objects { events, view, made, long: None, cursor }
+        Objects { events, view, made, given: 0, long: None, cursor }
     }
 
     /// All of the view before this was made into JSON.
@@ -43,24 +44,29 @@ impl Objects {
 
     /// Whether there is something to hand out, whatever comes.
     pub(crate) fn ready(&self) -> bool {
-        self.long.is_some() || !self.made.is_empty()
+        self.long.is_some() || self.given < self.made.len()
     }
 
     /// Up to `size` bytes of what comes next; fewer only at the end, or before an error.
     pub(crate) fn peek<D: Disk>(&mut self, stream: &Arc<Stream<D>>, size: usize) -> Result<&[u8]> {
-        while self.made.len() < size {
+        if self.made.len() - self.given < size {
+            self.made.drain(..self.given);
+            self.given = 0;
+        }
+        while self.made.len() - self.given < size {
             match self.make(stream) {
                 Ok(true) => {}
                 Err(error) if self.made.is_empty() => return Err(error),
                 Ok(false) | Err(_) => break,
             }
         }
-        Ok(&self.made[..self.made.len().min(size)])
+        let left = &self.made[self.given..];
+        Ok(&left[..left.len().min(size)])
     }
 
     /// So many bytes of that were handed out.
     pub(crate) fn advance(&mut self, bytes: usize) {
-        self.made.drain(..bytes);
+        self.given += bytes;
     }
 
     /// Makes more. False at the end.
