@@ -58,6 +58,25 @@ pub(crate) struct State {
 /// Puts a batch in the stream's queue, with its guard: see [`Stream::enqueue`].
 type Submit = Box<dyn FnOnce(&Writer, Option<u64>) -> bool + Send>;
 
+/// Who learns by an answer what became of the bytes it wrote.
+#[derive(Clone, Copy)]
+enum Told {
+    /// There is nobody left, or all learn it by what they do next.
+    Nobody,
+    Owner(u64),
+    /// One of those who wrote; which is not said.
+    Somebody,
+}
+
+impl Told {
+    fn owner(self) -> Option<u64> {
+        match self {
+            Told::Owner(owner) => Some(owner),
+            Told::Nobody | Told::Somebody => None,
+        }
+    }
+}
+
 impl State {
     /// Gives up the batch; its owners are to be told.
     fn fail(&mut self, error: &Error) {
@@ -142,7 +161,8 @@ impl Writer {
             return answer(gathered);
         }
         let complete = state.take(false);
-        self.commit(state, complete, alone.then_some(owner), answer);
+        let told = if alone { Told::Owner(owner) } else { Told::Nobody };
+        self.commit(state, complete, told, answer);
     }
 
     fn gather(&self, state: &mut State, owner: u64, place: (u64, u64), bytes: &[u8]) -> Result<()> {
@@ -278,7 +298,7 @@ impl Writer {
                 taken
             }
         };
-        self.commit(state, taken, Some(owner), answer);
+        self.commit(state, taken, Told::Owner(owner), answer);
         abandoned
     }
 
@@ -288,10 +308,13 @@ impl Writer {
         // Who asks is not said. When only one has written it is that one.
         let mut owners = state.owners.keys().chain(&state.in_flight).copied();
         let first = owners.next();
-        let told = first.filter(|only| owners.all(|owner| owner == *only));
+        let told = match first {
+            Some(only) if owners.all(|owner| owner == only) => Told::Owner(only),
+            _ => Told::Somebody,
+        };
         let taken = match state.failed.clone() {
             Some(error) => {
-                told.map(|only| state.owners.remove(&only));
+                told.owner().map(|only| state.owners.remove(&only));
                 state.fail(&error);
                 Err(error)
             }
@@ -305,18 +328,18 @@ impl Writer {
     pub(crate) fn release(self: &Arc<Self>) {
         let mut state = lock(&self.state);
         if let Some(batch) = state.batch.take() {
-            self.commit(state, Ok(Some(batch)), None, Box::new(drop));
+            self.commit(state, Ok(Some(batch)), Told::Nobody, Box::new(drop));
         }
     }
 
     /// Commits what was taken out of the batch, and answers when that is durable, and what others
-    /// are committing through this file, too. When it fails the owner `told` learns so by the answer,
-    /// all others who had bytes in it by what they do next; without one it is not said who is told.
+    /// are committing through this file, too. When it fails `told` learns so by the answer,
+    /// all others who had bytes in it by what they do next.
     fn commit(
         self: &Arc<Self>,
         mut state: MutexGuard<'_, State>,
         taken: Result<Option<Batch>>,
-        told: Option<u64>,
+        told: Told,
         answer: Answer<()>,
     ) {
         let busy = !state.in_flight.is_empty();
@@ -329,8 +352,8 @@ impl Writer {
                 return answer(nothing.map(drop));
             }
         };
-        riders.retain(|rider| Some(*rider) != told);
-        state.in_flight.extend(riders.iter().copied().chain(told));
+        riders.retain(|rider| Some(*rider) != told.owner());
+        state.in_flight.extend(riders.iter().copied().chain(told.owner()));
         let events = batch.tally().all_events();
         let this = self.clone();
         let finish = move |result: Result<u64>| {
@@ -358,26 +381,20 @@ impl Writer {
 
     /// A commit of so many events has ended; `riders` and who is told had bytes in it. Says what to
     /// tell.
-    fn finish(
-        &self,
-        result: Result<u64>,
-        events: u64,
-        riders: Vec<u64>,
-        told: Option<u64>,
-    ) -> Result<()> {
+    fn finish(&self, result: Result<u64>, events: u64, riders: Vec<u64>, told: Told) -> Result<()> {
         let mut state = lock(&self.state);
-        for rider in riders.iter().copied().chain(told) {
+        for rider in riders.iter().copied().chain(told.owner()) {
             let at = state.in_flight.iter().position(|owner| *owner == rider);
             at.map(|at| state.in_flight.swap_remove(at));
         }
         // What became of the bytes it had in earlier batches, while it waited for this one.
         let earlier = state.failed.clone().filter(|_| match told {
+            Told::Nobody => false,
             // Not what became of bytes that it has written since.
-            Some(owner) => {
+            Told::Owner(owner) => {
                 state.owners.get(&owner) == Some(&0) && state.owners.remove(&owner).is_some()
             }
-            // A write that commits is told of what it wrote, and of nothing else.
-            None => !self.through,
+            Told::Somebody => true,
         });
         if let Some(error) = &earlier {
             state.fail(error);
@@ -388,7 +405,7 @@ impl Writer {
                 state.sealed = self.shape == Shape::One;
             }
             Err(error) if self.through || !riders.is_empty() => {
-                if let Some(owner) = told.filter(|_| self.through) {
+                if let Some(owner) = told.owner().filter(|_| self.through) {
                     // What is behind the last newline of its write failed with that.
                     state.owners.remove(&owner);
                 }
