@@ -38,11 +38,13 @@ impl<D: Disk> Stream<D> {
     /// # Errors
     /// NotFound when it is neither, Dropped.
     pub(crate) fn has(self: &Arc<Self>, n: u64) -> Result<bool> {
-        match self.keeps(n).map(|_| true) {
-            // It may have come meanwhile.
-            Err(Error::NotFound) if n <= self.count()? => Ok(n < self.count()?),
-            there => there,
+        let there = self.keeps(n).map(|_| true);
+        if there != Err(Error::NotFound) {
+            return there;
         }
+        // It may have come meanwhile.
+        let count = self.count()?;
+        if n <= count { Ok(n < count) } else { there }
     }
 
     /// The head of the log: which events are kept.
