@@ -91,17 +91,19 @@ impl<D: Disk> Store<D> {
         let limit = durable.map_or(scan.end(), |tip| tip.end);
         let mut pages = Checked { scan, limit, here: from, wrong: 0, progress };
         let proof = durable.map_or(0, |tip| tip.at);
+        // Also where the block at `last` is damaged itself.
+        let acknowledged = if seed == head.seed { last.max(proof) } else { 0 };
         let mut sure = true;
         let walked = walk::walk(&mut pages, head.seed, from, proof, &mut |gap| {
             // Another mount may have dropped it meanwhile.
             let kept = files.head().map_or(0, |head| head.first);
-            match durable {
-                Some(_) if gap.next > kept => {
+            match gap.at < acknowledged {
+                true if gap.next > kept => {
                     tell(Gap { first: gap.first.max(kept), ..gap }.into());
                 }
-                Some(_) => {}
+                true => {}
                 // Or be writing it.
-                None => sure = false,
+                false => sure = false,
             }
         });
         let Checked { here, wrong, .. } = pages;

@@ -366,7 +366,7 @@ impl<D: Disk> Stream<D> {
         let disk = self.shared.disk.clone();
         let held = match wait {
             true => Held::new(disk, files.log.as_ref(), false).map(Some),
-            false => Held::try_new(disk, files.log.as_ref()),
+            false => Held::try_new(disk, files.log.as_ref(), false),
         };
         let Some(held) = held.map_err(self.os("log"))? else {
             return Ok(None);

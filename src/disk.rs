@@ -69,8 +69,8 @@ pub trait Disk: Send + Sync + 'static {
     fn stat(&self, file: &Self::File) -> io::Result<Stat>;
     /// Waits for the lock of a file, flock(2): shared for readers, else exclusive.
     fn lock(&self, file: &Self::File, shared: bool) -> io::Result<()>;
-    /// Takes it exclusively, unless that has to be waited for.
-    fn try_lock(&self, file: &Self::File) -> io::Result<bool>;
+    /// Takes it, unless it has to be waited for.
+    fn try_lock(&self, file: &Self::File, shared: bool) -> io::Result<bool>;
     /// Gives it back.
     fn unlock(&self, file: &Self::File) -> io::Result<()>;
     /// The identity of the file at `path`.
@@ -319,8 +319,8 @@ impl Disk for Real {
         if shared { file.lock_shared() } else { file.lock() }
     }
 
-    fn try_lock(&self, file: &Opened) -> io::Result<bool> {
-        match file.try_lock() {
+    fn try_lock(&self, file: &Opened, shared: bool) -> io::Result<bool> {
+        match if shared { file.try_lock_shared() } else { file.try_lock() } {
             Ok(()) => Ok(true),
             Err(TryLockError::WouldBlock) => Ok(false),
             Err(TryLockError::Error(error)) => Err(error),
@@ -427,8 +427,9 @@ impl<'a, D: Disk> Held<'a, D> {
     pub(crate) fn try_new(
         disk: Arc<D>,
         file: Option<&'a D::File>,
+        shared: bool,
     ) -> std::io::Result<Option<Self>> {
-        let free = file.map_or(Ok(true), |file| disk.try_lock(file))?;
+        let free = file.map_or(Ok(true), |file| disk.try_lock(file, shared))?;
         Ok(free.then(|| Held { disk, file }))
     }
 

@@ -267,7 +267,7 @@ impl<D: Disk> Files<D> {
             () if !sound => Some(Held::new(self.disk.clone(), self.log.as_ref(), !self.write)),
             // Nobody waits for a commit only because it is under way.
             () if self.behind(&found.tip)? != 0 || self.len()? > long => {
-                Held::try_new(self.disk.clone(), self.log.as_ref()).transpose()
+                Held::try_new(self.disk.clone(), self.log.as_ref(), !self.write).transpose()
             }
             () => None,
         };

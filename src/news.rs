@@ -43,10 +43,11 @@ pub struct News {
     dir: PathBuf,
     /// To be counted up.
     pending: Mutex<HashSet<usize>>,
-    /// Our page, with its number.
-    own: Mutex<Option<(usize, File, Page)>>,
-    /// Those that are there, as they were when last read.
-    others: Mutex<Vec<(File, Page)>>,
+    /// Our page.
+    own: Mutex<Option<(File, Page)>>,
+    /// Those that are there, as they were when last read; ours, too: not all that is made visible here wakes
+    /// those who wait here.
+    all: Mutex<Vec<(File, Page)>>,
 }
 
 impl News {
@@ -65,7 +66,7 @@ impl News {
     /// It is tried again the next time.
     pub fn send(&self) -> io::Result<()> {
         let mut own = lock(&self.own);
-        let (number, file, mut page) = match own.take() {
+        let (file, mut page) = match own.take() {
             Some(own) => own,
             None => self.claim()?,
         };
@@ -78,12 +79,12 @@ impl News {
             let sent = file.write_all_at(page.0.as_flattened(), 0);
             sent.inspect_err(|_| lock(&self.pending).extend(words))?;
         }
-        *own = Some((number, file, page));
+        *own = Some((file, page));
         Ok(())
     }
 
     /// The first page that no other mount has. It counts on from where it is.
-    fn claim(&self) -> io::Result<(usize, File, Page)> {
+    fn claim(&self) -> io::Result<(File, Page)> {
         // Where it is not there then, no file can be made in it.
         let _ = DirBuilder::new().mode(0o700).create(&self.dir);
         let mut number = 0;
@@ -94,7 +95,7 @@ impl News {
                 locked => {
                     locked?;
                     let page = read(&file)?;
-                    return Ok((number, file, page));
+                    return Ok((file, page));
                 }
             }
         }
@@ -107,29 +108,26 @@ impl News {
         options.open(self.dir.join(number.to_string()))
     }
 
-    /// What others told since the last time. `new`: also those whose pages were not there then.
+    /// What all told since the last time. `new`: also those whose pages were not there then.
     ///
     /// # Errors
     /// Any stream may have changed.
     pub(crate) fn hear(&self, new: bool) -> io::Result<Heard> {
-        let own = lock(&self.own).as_ref().map(|own| own.0);
-        let (mut others, mut heard) = (lock(&self.others), [false; WORDS]);
+        let (mut all, mut heard) = (lock(&self.all), [false; WORDS]);
         // Files that fail may be dead, and STORE be mounted anew.
-        let mut pages = std::mem::take(&mut *others);
+        let mut pages = std::mem::take(&mut *all);
         while new || pages.is_empty() {
             match self.open(pages.len(), false) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => break,
                 file => pages.push((file?, Page([[0; 8]; WORDS]))),
             }
         }
-        for (number, (file, before)) in pages.iter_mut().enumerate() {
-            if own != Some(number) {
-                let page = read(file)?;
-                heard = std::array::from_fn(|word| heard[word] || page.0[word] != before.0[word]);
-                *before = page;
-            }
+        for (file, before) in &mut pages {
+            let page = read(file)?;
+            heard = std::array::from_fn(|word| heard[word] || page.0[word] != before.0[word]);
+            *before = page;
         }
-        *others = pages;
+        *all = pages;
         Ok(heard)
     }
 }
@@ -173,7 +171,7 @@ mod tests {
             assert_eq!(heard(host, true), words(&["s", "t"]));
             assert!(heard(host, false).is_empty());
         }
-        assert!(heard(&hosts[0], true).is_empty());
+        assert_eq!(heard(&hosts[0], true), words(&["s", "t"]), "itself, too");
         // Of two at once, one of them a mount that came since and got the page of one that went.
         let [first, second, third] = hosts;
         drop(first);
@@ -183,8 +181,8 @@ mod tests {
             host.send().unwrap();
         }
         assert_eq!(heard(&third, false), words(&["t", "u"]));
-        assert_eq!(heard(&second, false), words(&["t"]));
-        assert_eq!(heard(&new, true), words(&["u"]));
+        assert_eq!(heard(&second, false), words(&["t", "u"]));
+        assert_eq!(heard(&new, true), words(&["s", "t", "u"]), "that of one that went, too");
     }
 
     #[test]

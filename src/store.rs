@@ -217,20 +217,29 @@ impl<D: Disk> Store<D> {
 
     /// Removes it unless its name leads to the stream `other` by now.
     fn remove_but(&self, name: &Path, stream: &Arc<Stream<D>>, other: Option<u64>) -> Result<()> {
-        let disk = &self.shared.disk;
+        let (disk, mut left) = (&self.shared.disk, false);
         stream.empty(other, || {
             // Without its log the index would tell of events that got lost.
             let removed = disk
                 .remove_file(&name.join("index"))
                 .and_then(|()| disk.sync_dir(name))
                 .and_then(|()| disk.remove_file(&name.join("log")));
+            let removed = removed.and_then(|()| match disk.remove_dir(name) {
+                Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {
+                    left = true;
+                    Ok(())
+                }
+                removed => removed,
+            });
             removed.map_err(Error::os(name.display()))
         })?;
         disk.tell(name);
-        // NFS keeps what is removed in the directory for as long as it is open.
         stream.close();
-        // It may hold what is not ours; then the stream stays, empty.
-        disk.remove_dir(name).map_err(Error::os(name.display()))?;
+        if left {
+            // NFS keeps what is removed in the directory for as long as it is open. If it holds what is
+            // not ours, the stream stays, empty.
+            disk.remove_dir(name).map_err(Error::os(name.display()))?;
+        }
         lock(&self.streams).remove(name.as_os_str());
         Ok(())
     }

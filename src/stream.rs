@@ -345,7 +345,8 @@ impl<D: Disk> Stream<D> {
         let Some(_writer) = try_lock(&self.writer) else {
             return Ok(false);
         };
-        let held = Held::try_new(self.shared.disk.clone(), files.log.as_ref());
+        // Shared: NFS gives who may not write no other one.
+        let held = Held::try_new(self.shared.disk.clone(), files.log.as_ref(), true);
         let Some(held) = held.map_err(self.os("log"))? else {
             return Ok(false);
         };

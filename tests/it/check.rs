@@ -76,6 +76,18 @@ fn each_fault_is_a_line_and_the_exit_status_1() {
         assert_eq!((lines(&out).len(), out.status.code()), (2, Some(1)));
     }
 
+    // What is damaged before the last block is told, whatever became of that.
+    let dir = store();
+    let [second, end] = [2, 6].map(|n| blocks(&dir)[n].at as u64);
+    patch(&dir.path().join("s/log"), second + 100, b"!");
+    patch(&dir.path().join("s/log"), end + 40, b"!");
+    let out = check(dir.path(), &[]);
+    let wanted = [
+        format!("stream \"s\", event 5 at byte {second}: {checksum}"),
+        format!("stream \"s\", event 9 at byte {end}: {last}"),
+    ];
+    assert!(wanted.iter().all(|line| lines(&out).contains(line)), "{:?}", lines(&out));
+
     // The word that says how much there is leads nowhere, or the log is shorter.
     let dir = store();
     let end = blocks(&dir)[6].end();

@@ -117,8 +117,8 @@ impl Disk for Watched {
     fn lock(&self, file: &Named, shared: bool) -> io::Result<()> {
         self.real.lock(&file.0, shared)
     }
-    fn try_lock(&self, file: &Named) -> io::Result<bool> {
-        self.real.try_lock(&file.0)
+    fn try_lock(&self, file: &Named, shared: bool) -> io::Result<bool> {
+        self.real.try_lock(&file.0, shared)
     }
     fn unlock(&self, file: &Named) -> io::Result<()> {
         self.real.unlock(&file.0)?;

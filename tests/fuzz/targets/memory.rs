@@ -175,7 +175,7 @@ impl Disk for Memory {
         Ok(())
     }
 
-    fn try_lock(&self, _: &Inode) -> io::Result<bool> {
+    fn try_lock(&self, _: &Inode, _: bool) -> io::Result<bool> {
         Ok(true)
     }
 

@@ -1189,13 +1189,13 @@ impl Disk for SimDisk {
         })
     }
 
-    fn try_lock(&self, file: &SimFile) -> io::Result<bool> {
-        let what = || format!("try_lock {}", file.ino);
+    fn try_lock(&self, file: &SimFile, shared: bool) -> io::Result<bool> {
+        let what = || format!("try_lock {} {shared}", file.ino);
         self.call(Kind::Lock, what, |w, _| {
-            let free = w.holder(file, false).is_none();
+            let free = w.holder(file, shared).is_none();
             if free {
                 let (ino, handle, engine) = (file.ino, file.handle, self.engine);
-                w.locks.push(Held { ino, handle, engine, shared: false });
+                w.locks.push(Held { ino, handle, engine, shared });
             }
             Ok(free)
         })

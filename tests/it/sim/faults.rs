@@ -178,7 +178,7 @@ const FAULTS: &[Fault] = &[
     fault("recovered from the beginning", "walk.rs", &[("_ if from == 0 => nothing,", "_ if from == 0 || fault!() && last.max(known.at) == 0 => nothing,")]),
     fault("a commit of which some was dropped is lost", "walk.rs", &[("if block.is(LAST) || from == head.at =>", "if block.is(LAST) || !fault!() && from == head.at =>")]),
     fault("what was dropped taken for intact", "walk.rs", &[("(page.max(least), page - page % PAGE + PAGE)", "(if fault!() { page } else { page.max(least) }, page - page % PAGE + PAGE)")]),
-    fault("check of what is dropped meanwhile", "check.rs", &[("Some(_) if gap.next > kept => {", "Some(_) if fault!() || gap.next > kept => {")]),
+    fault("check of what is dropped meanwhile", "check.rs", &[("true if gap.next > kept => {", "true if fault!() || gap.next > kept => {")]),
     fault("check from the beginning", "check.rs", &[("_ if head.at == 0 => Tip::default(),", "_ if head.at == 0 || fault!() => Tip::default(),")]),
     // ---- names, batches ----
     fault(
