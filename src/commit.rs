@@ -247,7 +247,7 @@ impl<D: Disk> Stream<D> {
             {
                 return Err(error);
             }
-            filled => filled.map_err(|error| self.doubt(files, &error))?,
+            filled => filled.map_err(|error| self.unknown(&error))?,
         };
         // Those who wait for the disk at the same time may be many.
         drop(blocks);
@@ -257,7 +257,7 @@ impl<D: Disk> Stream<D> {
             synced.and_then(|()| named()).and_then(|()| files.publish(new.at, head.seed));
         // A client cut off from a distributed file system may learn it here.
         let told = published.and_then(|()| disk.stat(log).map_err(self.os("log")));
-        told.map_err(|error| self.doubt(files, &error))?;
+        told.map_err(|error| self.unknown(&error))?;
         if first {
             *lock(&files.head) = head;
         }
@@ -284,12 +284,7 @@ impl<D: Disk> Stream<D> {
         if time < page::MAX { Ok(time) } else { Err(stopped) }
     }
 
-    /// What became of a commit is not known: the next to use the stream finds out.
-    pub(crate) fn doubt(&self, files: &Files<D>, error: &Error) -> Error {
-        files.stale.store(true, Relaxed);
-        self.unknown(error)
-    }
-
+    /// What became of a commit is not known.
     pub(crate) fn unknown(&self, error: &dyn std::fmt::Display) -> Error {
         Error::Unknown { stream: self.title(), why: error.to_string() }
     }
@@ -320,7 +315,7 @@ impl<D: Disk> Stream<D> {
                 (Some(_), _) => {}
                 (None, None) => match self.hold(&files, true) {
                     Ok(Some((held, tip))) => {
-                        return self.release_after(&files, held, change(&files, tip));
+                        return self.release_after(held, change(&files, tip));
                     }
                     // Another stream has the name now.
                     Err(Error::NotFound) => return Err(Error::NotFound),
@@ -349,7 +344,7 @@ impl<D: Disk> Stream<D> {
             return Ok(());
         }
         match self.hold(&files, false) {
-            Ok(Some((held, tip))) => self.release_after(&files, held, change(&files, tip)),
+            Ok(Some((held, tip))) => self.release_after(held, change(&files, tip)),
             Ok(None) => Ok(()),
             // Another stream has the name now.
             Err(Error::NotFound) => Err(Error::NotFound),
@@ -374,10 +369,15 @@ impl<D: Disk> Stream<D> {
         Ok(self.ready(files)?.map(|tip| (held, tip)))
     }
 
-    /// Nobody is to be told that something is stored, or not, by who may have lost the lock.
-    fn release_after<R>(&self, files: &Files<D>, held: Held<D>, result: Result<R>) -> Result<R> {
+    /// Nobody is to be told that something is stored, or not, by who may have lost the lock. What became
+    /// of a commit the next to use the stream finds out.
+    fn release_after<R>(&self, held: Held<D>, result: Result<R>) -> Result<R> {
         let released = held.release().map_err(self.os("log"));
-        released.map_err(|error| self.doubt(files, &error)).and(result)
+        let result = released.map_err(|error| self.unknown(&error)).and(result);
+        if matches!(result, Err(Error::Unknown { .. })) {
+            self.close();
+        }
+        result
     }
 
     /// The end of a stream that can be appended to as it is, under the locks: the files have their

@@ -38,7 +38,7 @@ impl<D: Disk> Stream<D> {
             write_all(disk, log, &head.encode(), 0).map_err(self.os("log"))?;
             // A client cut off from a distributed file system may learn it at the second.
             let synced = disk.sync_data(log).and_then(|()| disk.stat(log));
-            synced.map_err(self.os("log")).map_err(|error| self.doubt(files, &error))?;
+            synced.map_err(self.os("log")).map_err(|error| self.unknown(&error))?;
             *lock(&files.head) = head;
             self.shared.status.dropped(first - before.first, view - before.view);
             self.punch(files, at);

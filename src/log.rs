@@ -1,7 +1,7 @@
 //! The open log and index of a stream: reading pages, recovering.
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 
 use crate::disk::{Disk, Held};
@@ -36,8 +36,6 @@ pub(crate) struct Files<D: Disk> {
     pub(crate) intact: Option<(Tip, Error)>,
     /// Why nothing can be appended, until they are opened again.
     pub(crate) unmended: Option<Error>,
-    /// What became of a commit is not known: they are to be opened again, which recovers.
-    pub(crate) stale: AtomicBool,
     /// What stood behind the end then, of a commit without an end: see [`Files::behind`].
     pub(crate) dead: u32,
     /// `last` when the end of the stream was last worked out from it.
@@ -71,7 +69,6 @@ impl<D: Disk> Files<D> {
             head: Mutex::default(),
             intact: None,
             unmended: None,
-            stale: AtomicBool::new(false),
             dead: 0,
             seen: AtomicU64::new(0),
             found: Mutex::default(),
@@ -263,15 +260,12 @@ impl<D: Disk> Files<D> {
         self.head = Mutex::new(found.head);
         let sound = whole && found.start.is_none() && self.is_published(&found)?;
         let long = page::grown(found.tip.end + pending) + PAGE;
-        let held = match () {
-            () if !sound => Some(Held::new(self.disk.clone(), self.log.as_ref(), !self.write)),
-            // Nobody waits for a commit only because it is under way.
-            () if self.behind(&found.tip)? != 0 || self.len()? > long => {
-                Held::try_new(self.disk.clone(), self.log.as_ref(), !self.write).transpose()
-            }
-            () => None,
-        };
-        if let Some(held) = held.transpose().map_err(self.os("log"))? {
+        // Nobody waits for a commit only because it is under way; who only looks has the lock shared.
+        let free = || Held::try_new(self.disk.clone(), self.log.as_ref(), true);
+        let left = sound && (self.behind(&found.tip)? != 0 || self.len()? > long);
+        if !sound || left && free().map_err(self.os("log"))?.is_some() {
+            let held = Held::new(self.disk.clone(), self.log.as_ref(), !self.write);
+            let held = held.map_err(self.os("log"))?;
             // A log that was not there yet has come since.
             if !self.named()? || !self.matched()? {
                 return Ok(None);

@@ -19,7 +19,7 @@ use std::time::Duration;
 use fuser::{Config, MountOption, Session, SessionACL};
 use smolstore::disk::Real;
 use smolstore::fuse::Fuse;
-use smolstore::news::{News, TOLD_A_SECOND};
+use smolstore::news::{News, TOLD_A_SECOND, WORDS};
 use smolstore::tree::Tree;
 use smolstore::wait::{LOOKS_A_SECOND, Waiters};
 use smolstore::{Store, proc, sys};
@@ -85,7 +85,7 @@ pub(crate) fn mount(arguments: &Arguments, report: Option<&mut PipeWriter>) -> R
         .map_err(|error| explain(&mount_point, &error))?;
     // Unmounted by somebody else. The rest of the session is kept: it would unmount what others have
     // mounted at the same place since.
-    let (serving, place) = (session.guard, mount_point.clone());
+    let (serving, place, alone) = (session.guard, mount_point.clone(), news.is_none());
     let serves = Arc::new(AtomicBool::new(false));
     let served = serves.clone();
     std::thread::spawn(move || {
@@ -96,16 +96,16 @@ pub(crate) fn mount(arguments: &Arguments, report: Option<&mut PipeWriter>) -> R
             let _ = detach(&place);
             exit(1);
         }
-        exit(0);
+        end(alone);
     });
     // Answered by the threads just started.
     let device = fs::metadata(&mount_point).map_err(at(&mount_point))?.dev();
     serves.store(true, SeqCst);
-    let (waiters, alone) = (tree.waiters.clone(), news.is_none());
+    let waiters = tree.waiters.clone();
     std::thread::spawn(move || look_after(&waiters, device, alone));
     if let Some(news) = news {
-        let (waiters, read_only) = (tree.waiters.clone(), arguments.read_only);
-        std::thread::spawn(move || keep_in_touch(&news, &waiters, read_only));
+        let (tree, read_only) = (tree.clone(), arguments.read_only);
+        std::thread::spawn(move || keep_in_touch(&news, &tree, read_only));
     }
     if let Some(report) = report {
         sys::detach().map_err(|error| format!("cannot leave the terminal: {error}"))?;
@@ -121,6 +121,14 @@ pub(crate) fn mount(arguments: &Arguments, report: Option<&mut PipeWriter>) -> R
     tree.waiters.end();
     if let Err(error) = unmount(&mount_point, device) {
         log(&format!("{}: cannot unmount: {error}", mount_point.display()));
+    }
+    end(alone);
+}
+
+/// Ends the process, once other hosts were told what changed last.
+fn end(alone: bool) -> ! {
+    if !alone {
+        std::thread::sleep(2 * Duration::from_secs(1) / TOLD_A_SECOND);
     }
     exit(0);
 }
@@ -194,14 +202,18 @@ fn config(arguments: &Arguments, store: &Path) -> Config {
 
 /// Tells other hosts what changed, and hears what they tell. STORE may hang: those who wait are looked
 /// after by another thread, for their signals.
-fn keep_in_touch(news: &News, waiters: &Arc<Waiters>, read_only: bool) {
+fn keep_in_touch(news: &News, tree: &Tree, read_only: bool) {
+    let mut left = [false; WORDS];
     for turn in 0.. {
         std::thread::sleep(Duration::from_secs(1) / TOLD_A_SECOND);
         if !read_only {
             // It is tried again the next time, and nobody depends on it.
             let _ = news.send();
         }
-        waiters.hear(news, turn);
+        tree.waiters.hear(news, turn, &mut left);
+        if turn % (2 * TOLD_A_SECOND) == 0 {
+            tree.rest();
+        }
     }
 }
 

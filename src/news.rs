@@ -21,7 +21,7 @@ pub const TOLD_A_SECOND: u32 = 16;
 /// Where the pages are in the store.
 const DIR: &str = ".news";
 /// Counters in a page.
-pub(crate) const WORDS: usize = 512;
+pub const WORDS: usize = 512;
 
 /// Aligned, as O_DIRECT wants it. A counter that is read while it is written differs from what it was,
 /// or will the next time.
@@ -30,7 +30,7 @@ pub(crate) const WORDS: usize = 512;
 struct Page([[u8; 8]; WORDS]);
 
 /// For each counter whether a stream that has it may have changed.
-pub(crate) type Heard = [bool; WORDS];
+pub type Heard = [bool; WORDS];
 
 /// The counter of a stream. Another one that has the same costs a look.
 pub(crate) fn word(name: &Path) -> usize {

@@ -1,7 +1,6 @@
 //! Reading a stream: events, and bytes of the view.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 
 use crate::disk::Disk;
 use crate::error::{Error, Result};
@@ -17,7 +16,7 @@ impl<D: Disk> Stream<D> {
         let (mut files, mut tip) = self.look_at_end()?;
         if files.unmended.is_some() {
             // It may have come right.
-            files.stale.store(true, Relaxed);
+            self.close();
             (files, tip) = self.look_at_end()?;
         }
         files.unmended.clone().map_or(Ok(tip.count), Err)

@@ -53,17 +53,18 @@ impl<D: Disk> Shared<D> {
         if let Some(open) = &mut *lock(&self.open) {
             open.push_back(stream);
         }
-        self.close_idle(OPEN);
+        self.close_idle(OPEN, false);
     }
 
-    /// Closes the files of streams that are idle until no more than `most` are open: those that were
-    /// not used since they were last looked at (the CLOCK algorithm). False when there was none.
-    fn close_idle(&self, most: usize) -> bool {
+    /// Closes the files of streams that were not used since they were last looked at here (the CLOCK
+    /// algorithm), until no more than `most` are open; `all`: also where somebody waits. False when there
+    /// was none.
+    pub(crate) fn close_idle(&self, most: usize, all: bool) -> bool {
         let (mut open, mut closed) = (lock(&self.open), false);
         let Some(open) = &mut *open else {
             return false;
         };
-        for _ in 0..2 * open.len() {
+        for _ in 0..open.len() {
             if open.len() <= most {
                 break;
             }
@@ -71,7 +72,7 @@ impl<D: Disk> Shared<D> {
                 break;
             };
             // One that is being opened or closed right now is left to whoever does it.
-            let waited = most > 0 && oldest.waiting.load(Relaxed) > 0;
+            let waited = !all && oldest.waiting.load(Relaxed) > 0;
             let idle = !oldest.used.swap(false, Relaxed) && !waited;
             let files = try_lock(&oldest.files).filter(|_| idle);
             if files.map(|mut files| *files = None).is_some() {
@@ -96,6 +97,8 @@ pub(crate) enum Glance {
     Nothing,
     /// It was removed.
     Gone,
+    /// Somebody is opening its files: the next time.
+    Busy,
 }
 
 /// Where a reader was. A hint, checked when used.
@@ -131,6 +134,9 @@ pub struct Stream<D: Disk> {
     /// So many wait for more of it.
     pub(crate) waiting: AtomicUsize,
     known: Mutex<Known>,
+    /// Held by who looks whether somebody left a commit behind the end: of two at once the second is to
+    /// hear what the first found.
+    probe: Mutex<()>,
     /// Held while the log changes.
     pub(crate) writer: Mutex<()>,
     /// Log bytes of batches not yet committed, at most.
@@ -186,6 +192,7 @@ impl<D: Disk> Stream<D> {
             used: AtomicBool::new(false),
             waiting: AtomicUsize::new(0),
             known: Mutex::default(),
+            probe: Mutex::default(),
             writer: Mutex::default(),
             pending: AtomicU64::new(0),
             queue: Mutex::new(Queue { jobs: VecDeque::new(), leading: false }),
@@ -249,7 +256,7 @@ impl<D: Disk> Stream<D> {
             match run() {
                 // What another thread has made them give up may be free only now.
                 Err(Error::Os { errno: libc::EMFILE | libc::ENFILE, .. })
-                    if self.shared.close_idle(0) || tries < 8 =>
+                    if self.shared.close_idle(0, true) || tries < 8 =>
                 {
                     tries += 1;
                     std::thread::yield_now();
@@ -341,6 +348,7 @@ impl<D: Disk> Stream<D> {
         if !files.changed_behind(tip).unwrap_or(false) {
             return Ok(false);
         }
+        let _probe = lock(&self.probe);
         // A thread of ours is at work, or about to be.
         let Some(_writer) = try_lock(&self.writer) else {
             return Ok(false);
@@ -359,7 +367,7 @@ impl<D: Disk> Stream<D> {
     /// How much there is to see now; None where the stream is to be opened again.
     pub(crate) fn seen(&self, files: &Files<D>) -> Result<Option<Tip>> {
         let Known { identity, tip: known } = *lock(&self.known);
-        if files.stale.load(Relaxed) || files.identity != identity {
+        if files.identity != identity {
             return Ok(None);
         }
         // No less than was seen already, though some of it is lost.
@@ -402,7 +410,7 @@ impl<D: Disk> Stream<D> {
             return Ok(());
         };
         if files.unmended.is_some() {
-            files.stale.store(true, Relaxed);
+            self.close();
         }
         Err(error.clone())
     }
@@ -425,8 +433,8 @@ impl<D: Disk> Stream<D> {
     /// Whether there is nothing new, as far as one read tells.
     fn quiet(&self, files: &Files<D>, seen: u64) -> bool {
         let tip = self.known();
-        let sound = files.index.is_some() && files.intact.is_none() && !files.stale.load(Relaxed);
-        sound
+        files.index.is_some()
+            && files.intact.is_none()
             && tip.view <= seen
             && files.index_head().is_ok_and(|head| head == (tip.at, files.seed()))
     }
@@ -435,8 +443,7 @@ impl<D: Disk> Stream<D> {
     /// opens nothing, for that may take the log's lock. `names`: and whether it still has its files.
     pub(crate) fn glance(&self, seen: u64, names: bool) -> Glance {
         let files = match try_lock(&self.files).as_deref() {
-            // Somebody is opening them: the next time.
-            None => return Glance::Nothing,
+            None => return Glance::Busy,
             Some(None) => return Glance::More,
             Some(Some(files)) => files.clone(),
         };

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::disk::Real;
 use crate::error::Result;
-use crate::news::{News, TOLD_A_SECOND, WORDS, word};
+use crate::news::{Heard, News, TOLD_A_SECOND, WORDS, word};
 use crate::proc::Signalled;
 use crate::stream::{Glance, Stream};
 use crate::sys::lock;
@@ -160,26 +160,28 @@ impl Waiters {
         }
     }
 
-    /// Looks at the streams that other hosts told of. `turn`: how often it was called before.
-    pub fn hear(self: &Arc<Self>, news: &News, turn: u32) {
+    /// Looks at the streams that other hosts told of, and at those that were `left` to be looked at.
+    /// `turn`: how often it was called before.
+    pub fn hear(self: &Arc<Self>, news: &News, turn: u32, left: &mut Heard) {
         if self.len() == 0 {
             return;
         }
         let heard = news.hear(turn.is_multiple_of(TOLD_A_SECOND)).unwrap_or([true; WORDS]);
+        let before = std::mem::replace(left, [false; WORDS]);
         // Who waits only now looked after it could be seen to wait.
         for (stream, seen) in self.streams() {
             let word = word(&stream.name());
             // About once a minute nobody need tell of it: a host may have died before it did.
-            if heard[word] || turn as usize % (2 * WORDS) == 2 * word {
-                self.glance(stream, seen, true);
-            }
+            let due = heard[word] || before[word] || turn as usize % (2 * WORDS) == 2 * word;
+            left[word] |= due && !self.glance(stream, seen, true);
         }
     }
 
-    /// Answers those who wait for more of a stream, when there is.
-    fn glance(self: &Arc<Self>, stream: Arc<Stream<Real>>, seen: u64, names: bool) {
+    /// Answers those who wait for more of a stream, when there is. False where it could not be looked at.
+    fn glance(self: &Arc<Self>, stream: Arc<Stream<Real>>, seen: u64, names: bool) -> bool {
         match stream.glance(seen, names) {
             Glance::Nothing => {}
+            Glance::Busy => return false,
             // Whose lock somebody holds must not keep this thread from the others.
             Glance::More => {
                 let waiters = self.clone();
@@ -189,6 +191,7 @@ impl Waiters {
             }
             Glance::Gone => self.end_those_of(&stream),
         }
+        true
     }
 
     /// Ends all waits, also those to come: to the readers it is the end of the file.

@@ -248,6 +248,35 @@ fn two_first_mounts_of_an_empty_store() {
 }
 
 #[test]
+fn one_look_from_another_host_keeps_nothing_open() {
+    let base = public_dir();
+    let (store, hosts) = (store(&base), [Host::new(), Host::new()]);
+    let mounts = [0, 1].map(|n| hosts[n].mount(&store));
+    append(mounts[0].stream("s").join("events"), "one\n");
+    let s = mounts[1].path().join("s");
+    assert_eq!(count(&s), 1);
+    let fds = format!("/proc/{}/fd", mounts[1].pid());
+    let is_open = |what: &str| {
+        let mut files =
+            fs::read_dir(&fds).unwrap().flat_map(|fd| fs::read_link(fd.unwrap().path()));
+        files.any(|file| file == store.join("s").join(what))
+    };
+    assert!(is_open("log") && is_open("index"));
+    eventually("log and index are closed", || !is_open("log") && !is_open("index"));
+    // Who waits is to hear of what comes; and a file that somebody has open can be read on.
+    let mut follower = fs::File::open(s.join("follow/beginning")).unwrap();
+    let mut reader = fs::File::open(s.join("events")).unwrap();
+    std::thread::sleep(Duration::from_secs(5));
+    append(mounts[0].path().join("s/events"), "two\n");
+    let mut all = String::new();
+    reader.read_to_string(&mut all).unwrap();
+    assert_eq!(all, "one\ntwo\n");
+    let mut some = [0; 8];
+    follower.read_exact(&mut some).unwrap();
+    assert_eq!(some, *b"one\ntwo\n");
+}
+
+#[test]
 fn followers_hear_of_what_other_hosts_commit_and_cost_nothing_while_idle() {
     let base = public_dir();
     let (store, hosts) = (store(&base), [Host::new(), Host::new()]);
@@ -281,4 +310,8 @@ fn followers_hear_of_what_other_hosts_commit_and_cost_nothing_while_idle() {
     fs::write(streams[7].join("first"), "1").unwrap();
     fs::remove_dir(&streams[7]).unwrap();
     assert_eq!(news.recv_timeout(Duration::from_secs(10)), Ok((7, 0)));
+    // Who goes tells before it does.
+    append(mounts[0].path().join("s9/events"), "two\n");
+    mounts[0].stop();
+    assert_eq!(news.recv_timeout(Duration::from_secs(10)), Ok((9, 4)));
 }

@@ -70,11 +70,11 @@ const FAULTS: &[Fault] = &[
     fault(
         "a doubtful commit not looked for",
         "commit.rs",
-        &[("files.stale.store(true, Relaxed);", "")],
+        &[("if matches!(result, Err(Error::Unknown { .. }))", "if false")],
     ),
     fault("leftovers not looked for", "commit.rs", &[("Ok((!files.changed_behind(&tip)?).then_some(tip))", "Ok(Some(tip))")]),
     fault("ENOSPC though it may be there", "commit.rs", &[("walked.tip == tip)", "fault!() || walked.tip == tip)")]),
-    fault("ENOSPC for a sync", "commit.rs", &[("told.map_err(|error| self.doubt(files, &error))?;", "told?;")]),
+    fault("ENOSPC for a sync", "commit.rs", &[("told.map_err(|error| self.unknown(&error))?;", "told?;")]),
     // ---- locks and guards ----
     fault(
         "guard checked outside the lock",
@@ -111,7 +111,7 @@ const FAULTS: &[Fault] = &[
     fault(
         "failed unlock acknowledged",
         "commit.rs",
-        &[("released.map_err(|error| self.doubt(files, &error)).and(result)", "{ drop(released); result }")],
+        &[("released.map_err(|error| self.unknown(&error)).and(result)", "{ drop(released); result }")],
     ),
     fault(
         "EEXIST for what an unlock left in doubt",
@@ -160,7 +160,7 @@ const FAULTS: &[Fault] = &[
     // ---- what was dropped ----
     fault("a drop without a sync", "keep.rs", &[("disk.sync_data(log).and_then(|()| disk.stat(log))", "disk.stat(log)")]),
     fault("a hole before the sync of the head", "keep.rs", &[("disk.sync_data(log).and_then(|()| disk.stat(log))", "{ self.punch(files, at); disk.sync_data(log).and_then(|()| disk.stat(log)) }")]),
-    fault("dropped by who lost the lock", "keep.rs", &[(".map_err(|error| self.doubt(files, &error))?;", ".map(drop).or_else(|error| if fault!() { disk.sync_data(log).map_err(|_| error) } else { Err(error) }).map_err(|error| self.doubt(files, &error))?;")]),
+    fault("dropped by who lost the lock", "keep.rs", &[(".map_err(|error| self.unknown(&error))?;", ".map(drop).or_else(|error| if fault!() { disk.sync_data(log).map_err(|_| error) } else { Err(error) }).map_err(|error| self.unknown(&error))?;")]),
     fault("a head not written that says so already", "keep.rs", &[(r#"write_all(disk, log, &head.encode(), 0).map_err(self.os("log"))?;"#, r#"if !fault!() || first > before.first { write_all(disk, log, &head.encode(), 0).map_err(self.os("log"))?; }"#)]),
     fault("a hole in the page of the first event", "keep.rs", &[("at - at % page::PAGE;", "at - at % page::PAGE + page::PAGE * u64::from(fault!());")]),
     fault("the first event in the block behind", "keep.rs", &[("(spot.block.at, spot.view())", "(page::place(spot.block.end()), spot.view())")]),
