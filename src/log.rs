@@ -263,11 +263,13 @@ impl<D: Disk> Files<D> {
         self.head = Mutex::new(found.head);
         let sound = whole && found.start.is_none() && self.is_published(&found)?;
         let long = page::grown(found.tip.end + pending) + PAGE;
+        let hold = || Held::new(self.disk.clone(), self.log.as_ref(), !self.write);
         let held = match () {
-            () if !sound => Some(Held::new(self.disk.clone(), self.log.as_ref(), !self.write)),
-            // Nobody waits for a commit only because it is under way.
+            () if !sound => Some(hold()),
+            // Nobody waits for a commit only because it is under way, but for those who only look.
             () if self.behind(&found.tip)? != 0 || self.len()? > long => {
-                Held::try_new(self.disk.clone(), self.log.as_ref(), !self.write).transpose()
+                let idle = Held::try_new(self.disk.clone(), self.log.as_ref(), true).transpose();
+                idle.map(|idle| idle?.release().and_then(|()| hold()))
             }
             () => None,
         };
