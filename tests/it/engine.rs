@@ -197,6 +197,35 @@ fn what_is_left_behind_the_end_is_neither_shown_nor_cut() {
     assert_eq!(payloads(&store, "s", 0), [b"kept", b"next"]);
 }
 
+/// `check` and mounts that may not write share the lock of a log while they find out what there is.
+#[test]
+fn a_use_waits_for_those_who_only_look_at_a_commit_without_an_end() {
+    let (dir, ..) = with_one();
+    let path = dir.path().join("s/log");
+    let log = File::options().read(true).write(true).open(&path).unwrap();
+    let bytes = fs::read(&path).unwrap();
+    let ([seed, ..], last) = (format::head(&bytes).unwrap(), &blocks(&bytes)[0]);
+    let torn = format::Block {
+        at: last.end(),
+        flags: format::FIRST,
+        prev: last.crc,
+        index: last.next(),
+        time: last.time + 1,
+        view: last.view + last.payload.len(),
+        ..last.clone()
+    };
+    log.write_all_at(&torn.encode(seed), torn.at as u64).unwrap();
+    let (store, seen) = watched(&dir);
+    log.lock_shared().unwrap();
+    let looking = std::thread::spawn(move || {
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        log.unlock().unwrap();
+    });
+    assert_eq!(store.stream("s").unwrap().count(), Ok(1));
+    assert_eq!(seen.take(), [""; 0]);
+    looking.join().unwrap();
+}
+
 /// Of a `last` that is further on nobody could say that it is sound.
 #[test]
 fn no_log_gets_longer_than_its_index_can_tell() {

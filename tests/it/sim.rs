@@ -124,6 +124,9 @@ impl Sim {
             self.world().reboot();
             self.note("  reboot");
             self.look();
+            // What was removed never comes back.
+            let removed = std::mem::take(&mut self.world().removed);
+            self.model(|model| model.forget(&removed));
         }
         self.restart();
         if crash && self.roll(4) == 0 {
@@ -172,7 +175,10 @@ impl Sim {
                 other = one;
             }
             self.note(format!("  restore {one} with the index of {other}"));
-            self.world().restore(one, other);
+            let moved = self.world().restore(one, other);
+            if let Some((from, to)) = moved {
+                self.model(|model| model.moved(from, to));
+            }
             self.look();
         }
         self.restart();
@@ -192,9 +198,10 @@ impl Sim {
             return None;
         }
         let (faults, calm) = (w.faults, std::mem::replace(&mut w.calm, true));
-        let stream = w.dir(name).ok();
+        let dir = w.dir(name).ok();
+        let stream = dir.and_then(|dir| w.stream(dir));
         drop(w);
-        let acknowledged = self.model(|model| model.known(stream.unwrap_or(0)).first);
+        let acknowledged = self.model(|model| model.known(stream).first);
         let read = || -> Result<(u64, Vec<Event>), Error> {
             let stream = store.stream(name)?;
             let first = stream.first()?;
@@ -218,11 +225,17 @@ impl Sim {
         w.calm = calm;
         let blocked = w.faults > faults;
         // Whoever has the lock may be at work on what others have found behind the end.
-        let published = stream.filter(|_| w.nested).map(|stream| w.published(stream));
+        let published = dir.filter(|_| w.nested).map(|dir| w.published(dir));
+        // It may have a log only now.
+        let stream = dir.and_then(|dir| w.stream(dir));
         drop(w);
-        match (all, stream) {
-            (Ok((first, mut kept)), Some(stream)) => {
-                let compared = self.model(|model| model.compare(stream, first, &kept, published));
+        match (all, dir) {
+            (Ok((first, mut kept)), Some(_)) => {
+                let compared = self.model(|model| match stream {
+                    Some(stream) => model.compare(stream, first, &kept, published),
+                    None if first == 0 && kept.is_empty() => Ok(()),
+                    None => Err("it has no log, and events".into()),
+                });
                 if let Err(why) = compared {
                     self.fail(format!("stream {name}, {why}"));
                 }
@@ -248,20 +261,24 @@ impl Sim {
         self.world().streams().keys().cloned().collect()
     }
 
-    /// What a reader sees that may not write, and so does not recover anything.
-    fn look(&self) {
-        let w = self.world();
-        for stream in self.model(|model| model.streams().collect::<Vec<_>>()) {
-            let name = w.streams().iter().find(|(_, found)| **found == stream);
-            let known = w.names.get(&stream);
-            if !name.is_some_and(|(name, _)| known.is_some_and(|names| names.contains(name))) {
-                let why = format!("stream {stream} is at {name:?}, not one of {known:?}");
-                drop(w);
-                return self.fail(why);
+    /// Each stream that ever held events has its name, or was removed when it may have held none.
+    fn find_all(&self) {
+        let mut w = self.world();
+        for (stream, may_be_empty) in self.model(|model| model.streams().collect::<Vec<_>>()) {
+            let removed = may_be_empty && w.removed.contains(&stream);
+            let home = w.home(stream);
+            let named = home.map_or(removed, |(dir, name)| w.may_be_at(dir, name));
+            if !named {
+                let why = format!("stream {stream} is at {home:?}, which it cannot be");
+                return w.fail(why);
             }
         }
-        let writes = w.writes;
-        drop(w);
+    }
+
+    /// What a reader sees that may not write, and so does not recover anything.
+    fn look(&self) {
+        self.find_all();
+        let writes = self.world().writes;
         let store = self.store(READER);
         for name in self.names() {
             self.check(READER, &store, &name);
@@ -303,7 +320,11 @@ impl Sim {
         let crashes = w.climate.crashes;
         let crash = !self.single && w.rng.one_in(crashes);
         let look = w.faults > faults && !w.down && w.rng.one_in(2);
+        let down = w.down;
         drop(w);
+        if !down {
+            self.find_all();
+        }
         if look && !crash {
             self.look();
         }

@@ -1,6 +1,6 @@
 //! A disk that is in memory, and fails like real ones: see [`World`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::io;
 use std::path::Path;
@@ -464,6 +464,10 @@ pub(super) struct World {
     pub(super) moves: u64,
     /// The names each stream may have.
     pub(super) names: BTreeMap<u64, Vec<String>>,
+    /// The name of the stream that each engine is removing,
+    pub(super) removing: [Option<String>; ENGINES],
+    /// and the logs that were removed so: a crash may bring them back.
+    pub(super) removed: BTreeSet<u64>,
     pub(super) writes: u64,
     pub(super) calls: u64,
     /// Those that something might befall.
@@ -510,6 +514,8 @@ impl World {
             failed: 0,
             moves: 0,
             names: BTreeMap::new(),
+            removing: [const { None }; ENGINES],
+            removed: BTreeSet::new(),
             writes: 0,
             calls: 0,
             turns: 0,
@@ -538,6 +544,19 @@ impl World {
                 ino.copied().map_or_else(|| errno(libc::ENOENT), Ok)
             }
         }
+    }
+    /// What tells the stream in a directory from all others: its log. None where there is none yet.
+    pub(super) fn stream(&self, dir: u64) -> Option<u64> {
+        self.dirs.get(&dir)?.now.get("log").copied()
+    }
+    /// The directory that a log is in, and the name of that.
+    pub(super) fn home(&self, log: u64) -> Option<(u64, &str)> {
+        let mut dirs = self.streams().iter();
+        dirs.find_map(|(name, dir)| (self.stream(*dir) == Some(log)).then_some((*dir, &**name)))
+    }
+    /// Whether a stream's directory may have that name.
+    pub(super) fn may_be_at(&self, dir: u64, name: &str) -> bool {
+        self.names.get(&dir).is_some_and(|names| names.iter().any(|known| known == name))
     }
     pub(super) fn streams(&self) -> &Entries {
         &self.dirs[&ROOT].now
@@ -725,7 +744,7 @@ impl World {
     }
     /// What was not synced survives or not.
     fn lose_unsynced(&mut self) {
-        let World { rng, files, dirs, stats, climate, .. } = self;
+        let World { rng, files, dirs, removed, stats, climate, .. } = self;
         let names = Luck::roll(rng);
         for dir in dirs.values_mut() {
             let mut lost = Vec::new();
@@ -742,6 +761,7 @@ impl World {
         }
         let root = dirs[&ROOT].now.clone();
         dirs.retain(|ino, _| *ino == ROOT || root.values().any(|dir| dir == ino));
+        removed.retain(|log| !dirs.values().any(|dir| dir.now.get("log") == Some(log)));
         // One log may be lucky while its index is not.
         let (all, each) = (climate.luck.unwrap_or(Luck::roll(rng)), rng.one_in(2));
         for file in files.values_mut() {
@@ -776,24 +796,20 @@ impl World {
     }
     /// A stream comes back from a backup: its log is another file, its index as it was copied, or
     /// that of another stream.
-    pub(super) fn restore(&mut self, name: &str, other: &str) {
-        let (Ok(dir), Ok(other)) = (self.dir(name), self.dir(other)) else {
-            return;
-        };
+    /// Which log that was, and is now.
+    pub(super) fn restore(&mut self, name: &str, other: &str) -> Option<(u64, u64)> {
+        let (dir, other) = (self.dir(name).ok()?, self.dir(other).ok()?);
         let file = |dir: u64, name: &str| self.files.get(self.dirs[&dir].now.get(name)?);
-        let (Some(log), Some(index)) = (file(dir, "log"), file(other, "index")) else {
-            return;
-        };
+        let (log, index, from) = (file(dir, "log")?, file(other, "index")?, self.stream(dir)?);
         let copies = [("log", log.copy()), ("index", index.copy())];
         for (name, copy) in copies {
             let ino = self.fresh();
             self.files.insert(ino, copy);
             self.change(dir, vec![(name.into(), Some(ino))]);
         }
-        let dir = self.dirs.get_mut(&dir).unwrap();
-        dir.disk.clone_from(&dir.now);
-        dir.changes.clear();
+        self.settle_names(dir);
         self.count("restored from a backup");
+        Some((from, self.stream(dir)?))
     }
     /// What befalls this call.
     fn strike(&mut self, kind: Kind) -> Option<Strike> {
@@ -1240,7 +1256,18 @@ impl Disk for SimDisk {
 
     fn remove_file(&self, path: &Path) -> io::Result<()> {
         let what = || format!("unlink {}", path.display());
-        self.call(Kind::Make, what, |w, _| w.unlink(path))
+        self.call(Kind::Make, what, |w, _| {
+            let ino = w.ino(path)?;
+            if path.ends_with("log") {
+                let asked = w.removing[self.engine].as_ref();
+                if asked.is_none_or(|name| path != Path::new(name).join("log")) {
+                    w.fail(format!("nobody asked engine {} to remove {path:?}", self.engine));
+                }
+                w.removed.insert(ino);
+                w.moves += 1;
+            }
+            w.unlink(path)
+        })
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {

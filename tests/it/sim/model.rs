@@ -13,15 +13,15 @@ pub(super) struct Attempt {
     /// Disk calls before and behind it.
     pub(super) began: u64,
     pub(super) ended: u64,
-    /// The stream it was meant for, when names had changed so often; 0 when it may be another.
-    pub(super) meant: u64,
+    /// The stream it was meant for; None when it may be another.
+    pub(super) meant: Option<u64>,
     /// The stream that has it, once that is certain.
     pub(super) home: Option<u64>,
     /// It was acknowledged or seen here, and must stay.
     pub(super) place: Option<u64>,
     /// Its time, once it was seen.
     pub(super) time: Option<u64>,
-    /// It was refused, or went with its stream, and must never be seen.
+    /// It was refused, and must never be seen.
     pub(super) refused: bool,
 }
 
@@ -46,12 +46,8 @@ pub(super) struct Known {
     pub(super) first: u64,
     /// Those before any of these may have been dropped, too.
     tried: BTreeSet<u64>,
-    /// The last of all that were ever tried: it may be so in a copy.
-    ever: u64,
     /// The first event that was there when it was last looked at.
     seen: u64,
-    /// Somebody tried to remove it when it may have kept nothing.
-    pub(super) doomed: bool,
 }
 
 impl Known {
@@ -60,23 +56,19 @@ impl Known {
         self.tried.last().map_or(self.first, |tried| self.first.max(*tried))
     }
 
-    /// A drop is in doubt: whether it keeps nothing nobody can tell.
-    pub(super) fn is_unsure(&self) -> bool {
-        self.most() > self.first
-    }
-
     /// Whether this may be the first event that it keeps.
     pub(super) fn may_begin(&self, first: u64) -> bool {
         first == self.first || first > self.first && self.tried.contains(&first)
     }
 
-    /// Whether it may have kept nothing at some time.
+    /// Whether it may keep nothing.
     pub(super) fn may_be_empty(&self) -> bool {
-        self.floor <= self.most().max(self.ever)
+        self.floor <= self.most()
     }
 }
 
-/// All that anybody tried, and what is known of it. Streams go by the inode of their directory.
+/// All that anybody tried, and what is known of it. Streams go by the inode of their log: one that
+/// was removed, though its directory was not, and is used again is another.
 #[derive(Default)]
 pub(super) struct Model {
     pub(super) attempts: BTreeMap<u64, Attempt>,
@@ -95,8 +87,8 @@ pub(super) fn mark(id: u64) -> Vec<u8> {
 }
 
 impl Model {
-    pub(super) fn known(&self, stream: u64) -> Known {
-        self.streams.get(&stream).cloned().unwrap_or_default()
+    pub(super) fn known(&self, stream: Option<u64>) -> Known {
+        stream.and_then(|stream| self.streams.get(&stream)).cloned().unwrap_or_default()
     }
 
     fn stream(&mut self, stream: u64) -> &mut Known {
@@ -110,9 +102,7 @@ impl Model {
 
     /// Somebody is about to drop the events before `first`.
     pub(super) fn dropping(&mut self, stream: u64, first: u64) {
-        let known = self.stream(stream);
-        known.tried.insert(first);
-        known.ever = known.ever.max(first);
+        self.stream(stream).tried.insert(first);
     }
 
     /// That was acknowledged.
@@ -121,34 +111,37 @@ impl Model {
         known.first = first.max(known.first);
     }
 
-    /// Somebody is about to remove the stream: others may drop what it keeps meanwhile. Whether it may
-    /// have been removed before.
-    pub(super) fn doom(&mut self, stream: u64) -> bool {
-        std::mem::replace(&mut self.stream(stream).doomed, true)
+    /// The stream is another file now.
+    pub(super) fn moved(&mut self, from: u64, to: u64) {
+        let known = self.streams.remove(&from);
+        self.streams.extend(known.map(|known| (to, known)));
+        for attempt in self.attempts.values_mut() {
+            for stream in attempt.home.iter_mut().chain(&mut attempt.meant) {
+                *stream = if *stream == from { to } else { *stream };
+            }
+        }
     }
 
-    /// It is certain that it was not, or else it may be where it was empty.
-    pub(super) fn spare(&mut self, stream: u64, doomed: bool, certain: bool) {
-        let known = self.stream(stream);
-        known.doomed = doomed || !certain && known.may_be_empty();
+    /// These streams are no more.
+    pub(super) fn forget(&mut self, removed: &BTreeSet<u64>) {
+        self.streams.retain(|stream, _| !removed.contains(stream));
     }
 
-    /// Streams that hold events, durably, and cannot have been removed.
-    pub(super) fn streams(&self) -> impl Iterator<Item = u64> + '_ {
-        let holds =
-            |(stream, known): (&u64, &Known)| (known.floor > 0 && !known.doomed).then_some(*stream);
-        self.streams.iter().filter_map(holds)
+    /// Streams that ever held events, durably, and whether they may be empty.
+    pub(super) fn streams(&self) -> impl Iterator<Item = (u64, bool)> + '_ {
+        let held = self.streams.iter().filter(|(_, known)| known.floor > 0);
+        held.map(|(stream, known)| (*stream, known.may_be_empty()))
     }
 
-    pub(super) fn in_doubt(&self, stream: u64) -> bool {
+    pub(super) fn in_doubt(&self, stream: Option<u64>) -> bool {
         let mut attempts = self.attempts.values();
-        attempts.any(|a| [stream, 0].contains(&a.meant) && a.in_doubt())
+        attempts.any(|a| (a.meant.is_none() || a.meant == stream) && a.in_doubt())
     }
 
     /// Whether a stream certainly keeps nothing.
-    pub(super) fn is_empty(&self, stream: u64) -> bool {
+    pub(super) fn is_empty(&self, stream: Option<u64>) -> bool {
         let known = self.known(stream);
-        let nowhere = |a: &Attempt| a.place.is_some() && a.home.is_none() && !a.refused;
+        let nowhere = |a: &Attempt| a.place.is_some() && a.home.is_none();
         known.floor == known.first
             && known.first == known.most()
             && !self.in_doubt(stream)
@@ -182,11 +175,7 @@ impl Model {
                 attempt.place = Some(*first);
                 attempt.home = attempt.home.or(home);
                 let end = first + attempt.events.len() as u64;
-                let new = attempt.time.is_none();
                 if let Some(home) = home {
-                    if new && *first < self.known(home).most() {
-                        self.begin_anew(home);
-                    }
                     self.raise(home, end);
                 }
             }
@@ -196,7 +185,7 @@ impl Model {
                 }
                 attempt.refused = true;
             }
-            Err(_) if home.is_none() => attempt.meant = 0,
+            Err(_) if home.is_none() => attempt.meant = None,
             Err(_) => {}
         }
         Ok(())
@@ -210,20 +199,6 @@ impl Model {
         for known in self.streams.values_mut() {
             known.first = known.seen.max(known.first);
             known.tried.clear();
-        }
-    }
-
-    /// A stream that kept no events was removed but for its directory, and is in use again.
-    fn begin_anew(&mut self, stream: u64) {
-        if !self.known(stream).doomed {
-            return;
-        }
-        self.streams.remove(&stream);
-        // All that was dropped was seen before.
-        let old = |a: &&mut Attempt| a.home == Some(stream) && a.time.is_some();
-        for attempt in self.attempts.values_mut().filter(old) {
-            attempt.home = None;
-            attempt.refused = true;
         }
     }
 
@@ -246,17 +221,7 @@ impl Model {
         least: Option<u64>,
     ) -> Result<(), String> {
         let count = first + kept.len() as u64;
-        if first == 0
-            && let Some(event) = kept.first()
-            && let Some(attempt) = id_of(event).and_then(|id| self.attempts.get(&id))
-            && attempt.home != Some(stream)
-        {
-            self.begin_anew(stream);
-        }
         let known = self.stream(stream);
-        if known.doomed && count == 0 {
-            return Ok(());
-        }
         if !known.may_begin(first) {
             let (least, most) = (known.first, known.most());
             return Err(format!("its first event is {first}, not {least}, or up to {most}"));
@@ -265,7 +230,7 @@ impl Model {
         let placed = self.compare_batches(stream, first, kept)?;
         let here = |a: &&Attempt| a.end(stream).is_some_and(|end| end > first);
         let there = self.attempts.values().filter(here).count();
-        let floor = self.known(stream).floor;
+        let floor = self.stream(stream).floor;
         let all = there == placed && count >= floor;
         if !least.map_or(all, |least| count >= least) {
             return Err(format!(
@@ -301,7 +266,7 @@ impl Model {
                 (!events.iter().eq(batch.iter().map(|e| &e.bytes)), "is not whole"),
                 (!batch.iter().all(same), "has not one time"),
                 (attempt.time.is_some_and(|time| time != event.time), "has another time"),
-                (attempt.refused, "was refused, or removed"),
+                (attempt.refused, "was refused"),
                 (attempt.place.is_some_and(|place| place != begin), "moved"),
                 (attempt.home.is_some_and(|home| home != stream), "is another stream's"),
                 (attempt.guard.is_some_and(|guard| guard != begin), "was guarded"),
@@ -325,8 +290,8 @@ impl Model {
     }
 
     /// The events of a stream that were dropped, as they were.
-    pub(super) fn remember(&self, stream: u64, first: u64) -> Vec<Event> {
-        let here = |a: &&Attempt| a.end(stream).is_some() && a.place < Some(first);
+    pub(super) fn remember(&self, stream: Option<u64>, first: u64) -> Vec<Event> {
+        let here = |a: &&Attempt| stream.and_then(|s| a.end(s)).is_some() && a.place < Some(first);
         let mut batches: Vec<&Attempt> = self.attempts.values().filter(here).collect();
         batches.sort_by_key(|attempt| attempt.place);
         let mut all = Vec::new();
@@ -342,7 +307,7 @@ impl Model {
     /// An acknowledged batch that no stream was found to hold.
     pub(super) fn homeless(&self) -> Option<u64> {
         let mut all = self.attempts.iter();
-        let lost = |a: &Attempt| a.place.is_some() && a.home.is_none() && !a.refused;
+        let lost = |a: &Attempt| a.place.is_some() && a.home.is_none();
         let found = all.find(|(_, attempt)| lost(attempt));
         found.map(|(id, _)| *id)
     }

@@ -43,11 +43,7 @@ impl Sim {
         let (who, seen) = if self.roll(2) == 0 { (engine, store) } else { (READER, &*reader) };
         let All { events, first } = self.check_all(who, seen, name)?;
         let (count, before) = (events.len() as u64, self.before(name));
-        let known = self.model(|model| model.known(before.stream));
-        if known.doomed && count < known.floor {
-            // It was removed, but for its directory.
-            return None;
-        }
+        let (log, known) = (before.stream?, self.model(|model| model.known(before.stream)));
         let n = match self.roll(8) {
             0 | 1 => count,
             2 => first,
@@ -57,7 +53,7 @@ impl Sim {
         };
         let there = n <= count.max(known.most());
         if there {
-            self.model(|model| model.dropping(before.stream, n));
+            self.model(|model| model.dropping(log, n));
         }
         let mut result = stream.drop_before(n);
         if matches!(result, Err(Error::Unknown { .. })) && self.roll(2) == 0 {
@@ -85,28 +81,30 @@ impl Sim {
             Err(_) => "drops failed",
         });
         if result.is_ok() {
-            self.model(|model| model.dropped(before.stream, n));
+            self.model(|model| model.dropped(log, n));
         }
         Some(result.is_ok() && n == count)
     }
 
+    /// An engine is asked for what may remove the stream of this name.
+    fn removing<R>(&self, engine: usize, name: &str, run: impl FnOnce() -> R) -> R {
+        self.world().removing[engine] = Some(name.into());
+        let result = run();
+        self.world().removing[engine] = None;
+        result
+    }
+
     pub(super) fn remove(&self, engine: usize, store: &Engine, name: &str) {
         let before = self.before(name);
-        if self.model(|model| model.known(before.stream).is_unsure()) {
-            return;
-        }
         let (known, empty) =
             self.model(|model| (model.known(before.stream), model.is_empty(before.stream)));
-        let doomed = self.model(|model| model.doom(before.stream));
-        let result = store.remove(name);
+        let result = self.removing(engine, name, || store.remove(name));
         self.note(format!("  {engine} removes {name}: {result:?}"));
         let quiet = self.quiet(&before);
-        let spared = quiet && result == Err(Error::NotEmpty);
-        self.model(|model| model.spare(before.stream, doomed, spared));
-        let there = self.world().dir(name).ok() == Some(before.stream);
+        let there = before.dir.is_some() && self.world().dir(name).ok() == before.dir;
         let fits = match &result {
             Ok(()) => !there,
-            Err(Error::NotFound) => before.stream == 0 || !quiet,
+            Err(Error::NotFound) => before.dir.is_none() || !quiet,
             Err(Error::NotEmpty) => !quiet || !empty,
             Err(Error::Os { errno: libc::ENOTEMPTY, .. }) => !quiet,
             Err(Error::Damaged { .. }) => false,
@@ -123,26 +121,20 @@ impl Sim {
 
     pub(super) fn rename(&self, engine: usize, store: &Engine, from: &str) {
         let to = NAMES[self.roll(NAMES.len())];
-        let (before, taken) = (self.before(from), self.before(to).stream);
-        if self.model(|model| model.known(taken).is_unsure()) {
-            return;
-        }
-        let doomed = self.model(|model| model.doom(taken));
-        let result = store.rename(from, to);
+        let (before, taken) = (self.before(from), self.before(to));
+        let result = self.removing(engine, to, || store.rename(from, to));
         self.note(format!("  {engine} renames {from} to {to}: {result:?}"));
         let quiet = self.quiet(&before);
-        let spared = quiet && (from == to || result.is_err());
-        self.model(|model| model.spare(taken, doomed, spared));
         let fits = match &result {
             Ok(()) => true,
-            Err(Error::NotFound) => before.stream == 0 || !quiet,
-            Err(Error::NotEmpty) => taken != 0 || !quiet,
+            Err(Error::NotFound) => before.dir.is_none() || !quiet,
+            Err(Error::NotEmpty) => taken.dir.is_some() || !quiet,
             Err(Error::Os { errno: libc::ENOTEMPTY, .. }) => !quiet,
             Err(Error::Damaged { .. }) => false,
             Err(_) => !quiet,
         };
         let now = self.world().dir(to).ok();
-        if !fits || (quiet && result.is_ok() && now != Some(before.stream)) {
+        if !fits || (quiet && result.is_ok() && now != before.dir) {
             self.fail(format!("{result:?} is not an answer to rename {from} {to}"));
         }
         if result.is_ok() && from != to {

@@ -16,9 +16,8 @@ impl Sim {
             return;
         };
         self.note(format!("  {engine} reads {name}"));
-        let known = self.model(|model| model.known(before.stream));
-        // It may be used anew.
-        let dropped = if known.doomed { 0 } else { known.first };
+        let before = self.opened(before, name);
+        let dropped = self.model(|model| model.known(before.stream)).first;
         let (Ok(first), Ok(count)) = (stream.first(), stream.count()) else { return };
         let mut seen: Vec<(u64, Result<Event, Error>)> = Vec::new();
         for _ in 0..4 {
@@ -38,32 +37,28 @@ impl Sim {
         for (n, event) in (from..).zip(stream.read(from).into_iter().flatten()) {
             seen.push((n, event));
         }
-        if self.world().moves != before.moves {
-            return;
-        }
-        let view = self.read_view(&stream, before.stream, self.a_byte(before.stream, first));
+        let Some(log) = before.stream.filter(|_| self.stands(&before)) else { return };
+        let view = self.read_view(&stream, log, self.a_byte(before.stream, first));
         let times: Vec<u64> =
             seen.iter().filter_map(|(_, e)| Some(e.as_ref().ok()?.time)).collect();
         let time = self.a_time(&times);
         let since = stream.since(time);
         let (quiet, sound) = (self.quiet(&before), self.sound(&before));
-        if self.world().moves != before.moves {
+        if !self.stands(&before) {
             return;
         }
         // What is counted is durable.
-        self.model(|model| model.raise(before.stream, count));
+        self.model(|model| model.raise(log, count));
         let Some(all) = self.check_all(engine, store, name) else {
             return;
         };
         self.world().count("reads compared");
         let known = self.model(|model| model.known(before.stream));
-        // Its files may have been removed meanwhile.
-        let dropped = if known.doomed { 0 } else { dropped };
         for (n, event) in seen {
             let right = match &event {
                 Ok(event) => n >= dropped && all.events.get(n as usize) == Some(event),
                 Err(Error::Dropped) => n < known.most(),
-                Err(Error::NotFound) => n >= count || !sound || known.doomed,
+                Err(Error::NotFound) => n >= count || !sound,
                 // What cannot be read passes for damaged.
                 Err(_) => !sound,
             };
@@ -94,7 +89,7 @@ impl Sim {
         let result = store.check(name, &mut |finding| found.push(finding), &mut |_, _| {});
         self.note(format!("  {engine} verifies {name}: {result:?}, {found:?}"));
         let wrong = found.iter().any(|finding| matches!(finding, Finding::Fault { .. }));
-        let missing = result == Err(Error::NotFound) && before.stream == 0;
+        let missing = result == Err(Error::NotFound) && before.dir.is_none();
         if wrong && self.sound(&before) || result.is_err() && !missing && self.quiet(&before) {
             self.fail(format!("checking {name}: {result:?}, {found:?}"));
         }
@@ -108,7 +103,7 @@ impl Sim {
     }
 
     /// A place in the view: anywhere, or where what is kept begins, or just before.
-    fn a_byte(&self, stream: u64, first: u64) -> u64 {
+    fn a_byte(&self, stream: Option<u64>, first: u64) -> u64 {
         let gone = self.model(|model| model.remember(stream, first));
         let gone: usize = gone.iter().map(|event| event.bytes.len() + 1).sum();
         match self.roll(4) {

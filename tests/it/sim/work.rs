@@ -34,8 +34,10 @@ struct Line {
 pub(super) struct Before {
     faults: u64,
     failed: u64,
-    pub(super) moves: u64,
-    pub(super) stream: u64,
+    moves: u64,
+    /// The stream's directory, if it had one, and its log.
+    pub(super) dir: Option<u64>,
+    pub(super) stream: Option<u64>,
 }
 
 impl Sim {
@@ -89,8 +91,13 @@ impl Sim {
 
     pub(super) fn before(&self, name: &str) -> Before {
         let w = self.world();
-        let (faults, failed, moves) = (w.faults, w.failed, w.moves);
-        Before { faults, failed, moves, stream: w.dir(name).unwrap_or(0) }
+        let (faults, failed, moves, dir) = (w.faults, w.failed, w.moves, w.dir(name).ok());
+        Before { faults, failed, moves, dir, stream: dir.and_then(|dir| w.stream(dir)) }
+    }
+
+    /// The same for who has opened the stream since: it has a log by now.
+    pub(super) fn opened(&self, before: Before, name: &str) -> Before {
+        Before { stream: self.before(name).stream, ..before }
     }
 
     /// Nothing came in between that could make an answer another one.
@@ -98,10 +105,14 @@ impl Sim {
         self.world().faults == before.faults
     }
 
+    /// Names are what they were, and streams their logs.
+    pub(super) fn stands(&self, before: &Before) -> bool {
+        self.world().moves == before.moves
+    }
+
     /// No disk call failed, and names are what they were: others may have been at work.
     pub(super) fn sound(&self, before: &Before) -> bool {
-        let w = self.world();
-        w.failed == before.failed && w.moves == before.moves && !w.down
+        self.stands(before) && self.world().failed == before.failed && !self.world().down
     }
 
     /// A stream, or none for a good reason.
@@ -110,7 +121,7 @@ impl Sim {
         let stream = store.stream(name);
         if let Err(error) = &stream
             && self.quiet(&before)
-            && (*error != Error::NotFound || before.stream != 0)
+            && (*error != Error::NotFound || before.dir.is_some())
         {
             self.note(format!("  {engine} opens {name}: {error}"));
             self.check(engine, store, name);
@@ -124,11 +135,12 @@ impl Sim {
         let created = store.create(name, 0o755);
         let before = self.before(name);
         if created.is_ok() {
-            self.note(format!("  {engine} creates {name}: {}", before.stream));
+            self.note(format!("  {engine} creates {name}: {:?}", before.dir));
         }
         let Some(stream) = self.stream(engine, store, name) else {
             return;
         };
+        let before = self.opened(before, name);
         let Ok(count) = stream.count() else { return };
         let in_doubt = self.model(|model| model.in_doubt(before.stream));
         let (ids, mut jobs) = (self.attempts(&before, count), VecDeque::new());
@@ -161,7 +173,7 @@ impl Sim {
         }
         let line = self.hand_in(&stream, jobs);
         let quiet = self.quiet(&before);
-        let home = (self.world().moves == before.moves).then_some(before.stream);
+        let home = before.stream.filter(|_| self.stands(&before));
         let expected = self.expected(&line.order, count);
         for (id, (result, now)) in line.answers {
             self.note(format!("    {id:x}: {result:?}"));
@@ -207,10 +219,10 @@ impl Sim {
     fn attempts(&self, before: &Before, count: u64) -> Vec<u64> {
         let together = self.world().climate.together;
         let (mut next, mut ids) = (count, Vec::new());
-        let mut tip = self.world().tip(before.stream);
+        let mut tip = self.world().tip(before.dir.unwrap_or_default());
         for _ in 0..=self.roll(together) {
             let id = self.world().fresh();
-            let events = self.events(id, before.stream, &mut tip);
+            let events = self.events(id, before.dir.unwrap_or_default(), &mut tip);
             let guard = match self.roll(6) {
                 0 | 1 => Some(next),
                 2 => Some([next + 1, next.wrapping_sub(1), count][self.roll(3)]),
@@ -236,11 +248,11 @@ impl Sim {
     }
 
     /// The events of a batch that comes behind `tip`, as far as is known.
-    fn events(&self, id: u64, stream: u64, tip: &mut Tip) -> Vec<Vec<u8>> {
+    fn events(&self, id: u64, dir: u64, tip: &mut Tip) -> Vec<Vec<u8>> {
         let mut w = self.world();
         let unit = w.climate.unit as u64;
         if unit > 0 {
-            let log = w.log(stream).to_vec();
+            let log = w.log(dir).to_vec();
             return unit_events(id, &mut w.rng, tip, unit, &log);
         }
         let rng = &mut w.rng;
