@@ -31,6 +31,7 @@ struct Line {
 }
 
 /// What was known when an operation began.
+#[derive(Clone, Copy)]
 pub(super) struct Before {
     faults: u64,
     failed: u64,
