@@ -4,6 +4,7 @@
 use crate::harness::*;
 use std::fs;
 use std::io::{Read, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
@@ -107,6 +108,76 @@ fn hosts_see_what_others_wrote() {
     ok(&smolstore([Path::new("check"), &store]).output().unwrap());
     let m = Mnt::on(&store, &[]);
     assert!(all.ends_with(&read(m.path().join("s/from/40"))));
+}
+
+/// What all of a stream's files are to stat(2) and read(2); those of an event that is kept, too.
+fn shown(stream: &Path) -> Vec<(String, u64, Vec<u8>)> {
+    let event = count(stream) - 1;
+    let files = ["events", "lines", "count", "first"].map(str::to_owned);
+    let views =
+        ["from", "at"].map(|view| [format!("{view}/{event}"), format!("{view}/{event}.json")]);
+    let one = |file: String| {
+        let path = stream.join(&file);
+        (file, fs::metadata(&path).unwrap().ino(), read(path))
+    };
+    files.into_iter().chain(views.into_iter().flatten()).map(one).collect()
+}
+
+#[test]
+fn hosts_show_the_same_names_and_numbers() {
+    let base = public_dir();
+    let (store, hosts) = (store(&base), [Host::new(), Host::new()]);
+    let mounts = [0, 1].map(|n| hosts[n].mount(&store));
+    let [here, there] = [0, 1].map(|n| mounts[n].path());
+    let second = Duration::from_secs(1);
+    assert_eq!(names(there).len(), 0);
+    append(mounts[0].stream("s").join("events"), "one\ntwo\nthree\nfour\nfive\n");
+    std::thread::sleep(second);
+    assert_eq!(shown(&there.join("s")), shown(&here.join("s")));
+    fs::write(there.join("s/first"), "2").unwrap();
+    assert_eq!(text(&read(here.join("s/first"))), "2\n");
+    assert_eq!(errno_of(fs::read(here.join("s/at/1"))), libc::ENODATA);
+    assert_eq!(shown(&there.join("s")), shown(&here.join("s")));
+    fs::rename(here.join("s"), here.join("t")).unwrap();
+    std::thread::sleep(second);
+    assert_eq!(names(there), ["t"]);
+    assert!(!there.join("s").exists());
+    assert_eq!(shown(&there.join("t")), shown(&here.join("t")));
+    let checked = smolstore([Path::new("check"), &store]).envs(hosts[1].env(CEPH)).output();
+    let checked = ok(&checked.unwrap());
+    assert!(checked.ends_with("bytes: no faults\n"), "{checked}");
+    fs::write(there.join("t/first"), "5").unwrap();
+    fs::remove_dir(there.join("t")).unwrap();
+    std::thread::sleep(second);
+    assert!(!here.join("t").exists());
+    assert_eq!(names(here).len(), 0);
+}
+
+#[test]
+fn what_a_file_system_lacks_is_done_without() {
+    let base = public_dir();
+    let (store, hosts) = (store(&base), [Host::new(), Host::new()]);
+    hosts.iter().for_each(|host| host.is("lacking"));
+    let mounts = [0, 1].map(|n| hosts[n].mount(&store));
+    let s = [0, 1].map(|n| mounts[n].path().join("s"));
+    mounts[0].stream("s");
+    // More than is kept in memory.
+    let large = "0123456789abcde\n".repeat(1 << 15);
+    append(s[0].join("events"), &large);
+    append(s[1].join("events"), "one\ntwo\n");
+    assert!(read(s[0].join("events")) == [large.as_bytes(), b"one\ntwo\n"].concat());
+    fs::write(s[1].join("first"), (1 << 15).to_string()).unwrap();
+    assert_eq!(text(&read(s[0].join("events"))), "one\ntwo\n");
+    let seen = shown(&s[0]);
+    assert_eq!(shown(&s[1]), seen);
+    mounts[0].stop();
+    mounts[0].restart();
+    assert_eq!(shown(&s[0]), seen, "after a remount");
+    for host in &hosts {
+        assert!(host.did("lacked") > 0);
+    }
+    let log = mounts[1].log();
+    assert!(log.contains("what was dropped keeps its space"), "{log}");
 }
 
 #[test]

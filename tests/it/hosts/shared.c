@@ -7,10 +7,11 @@
  *     unwritten   pwrite on a log comes to its second page, and then fails with EIO
  *     indirect    nothing can be opened with O_DIRECT
  *     unmarked    the first open of the store's mark finds nothing
+ *     lacking     there is no O_TMPFILE, no fallocate, no birth time, no file handle
  *
  *     counted     each open, stat and pread is added to the file `asked` there
  *
- * Each ftruncate is added to the file `truncated` there. */
+ * Each ftruncate is added to the file `truncated` there, each of what is lacking to `lacked`. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -85,6 +86,16 @@ static int fails(int fd)
     return 1;
 }
 
+/* Whether the file system cannot do this, with errno set. */
+static int lacks(void)
+{
+    if (!said("lacking"))
+        return 0;
+    note("lacked");
+    errno = EOPNOTSUPP;
+    return 1;
+}
+
 static int in_store(const char *path)
 {
     return strstr(path, "/store") || strstr(path, "/proc/thread-self/fd/");
@@ -105,6 +116,8 @@ int open64(const char *path, int flags, ...)
         errno = ENOENT;
     if ((flags & O_DIRECT) && said("indirect"))
         errno = EINVAL;
+    if ((flags & O_TMPFILE) == O_TMPFILE && lacks())
+        return -1;
     if (errno)
         return -1;
     int fd = syscall(SYS_openat, AT_FDCWD, path, flags, mode);
@@ -130,7 +143,20 @@ int statx(int fd, const char *path, int flags, unsigned mask, struct statx *out)
         ask();
     if (!*path ? fails(fd) : in_store(path) && said("fenced") && (errno = ENOENT))
         return -1;
-    return syscall(SYS_statx, fd, path, flags, mask, out);
+    long failed = syscall(SYS_statx, fd, path, flags, mask, out);
+    if (!failed && said("lacking"))
+        out->stx_mask &= ~STATX_BTIME;
+    return failed;
+}
+
+int fallocate(int fd, int mode, off_t from, off_t len)
+{
+    return lacks() ? -1 : syscall(SYS_fallocate, fd, mode, from, len);
+}
+
+int name_to_handle_at(int dir, const char *path, struct file_handle *handle, int *mount, int flags)
+{
+    return lacks() ? -1 : syscall(SYS_name_to_handle_at, dir, path, handle, mount, flags);
 }
 
 /* The page of the cache, read when it is new. */
