@@ -1,7 +1,6 @@
 //! The open log and index of a stream: reading pages, recovering.
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 
 use crate::disk::{Disk, Held};
@@ -38,8 +37,8 @@ pub(crate) struct Files<D: Disk> {
     pub(crate) unmended: Option<Error>,
     /// What stood behind the end then, of a commit without an end: see [`Files::behind`].
     pub(crate) dead: u32,
-    /// `last` when the end of the stream was last worked out from it.
-    pub(crate) seen: AtomicU64,
+    /// What the index began with when the end of the stream was last worked out from it.
+    pub(crate) seen: Mutex<(u64, u64)>,
     /// Where an event was found last: whoever looks one up, opens and reads it asks three times.
     pub(crate) found: Mutex<Option<(u64, Spot)>>,
 }
@@ -70,7 +69,7 @@ impl<D: Disk> Files<D> {
             intact: None,
             unmended: None,
             dead: 0,
-            seen: AtomicU64::new(0),
+            seen: Mutex::default(),
             found: Mutex::default(),
         };
         files.log = files.open_one("log")?;
@@ -245,7 +244,7 @@ impl<D: Disk> Files<D> {
         damaged: &mut dyn FnMut(Gap),
     ) -> Result<Found<Error>> {
         let evidence = Evidence { head: self.head_bytes()?, index: self.index_head()?, known };
-        self.seen.store(evidence.index.0, Relaxed);
+        *lock(&self.seen) = evidence.index;
         walk::recover(&mut self.scan(PIECE)?, &evidence, damaged)
     }
 
@@ -333,6 +332,7 @@ impl<D: Disk> Files<D> {
                 index.transpose().map_err(self.os("index"))?;
             }
             self.publish(found.tip.at, found.head.seed)?;
+            *lock(&self.seen) = (found.tip.at, found.head.seed);
             let name = self.title();
             tell(&match found.tip.count - found.from.count {
                 more if last > 0 => {

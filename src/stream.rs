@@ -358,8 +358,8 @@ impl<D: Disk> Stream<D> {
         let Some(held) = held.map_err(self.os("log"))? else {
             return Ok(false);
         };
-        let last = files.index_head()?.0;
-        let left = [files.seen.load(Relaxed), tip.at].contains(&last);
+        let index = files.index_head()?;
+        let left = index == *lock(&files.seen) || index.0 == tip.at;
         held.release().map_err(self.os("log"))?;
         Ok(left)
     }
@@ -382,8 +382,8 @@ impl<D: Disk> Stream<D> {
         if !self.disk().stat(index).map_err(self.os("index"))?.named {
             return Ok(None);
         }
-        let (last, seed) = files.index_head()?;
-        if last == files.seen.load(Relaxed) || (last == tip.at && files.intact.is_none()) {
+        let index @ (last, seed) = files.index_head()?;
+        if index == *lock(&files.seen) || (last == tip.at && files.intact.is_none()) {
             return Ok(Some(tip));
         }
         if files.intact.is_some() || seed != files.seed() {
@@ -395,7 +395,7 @@ impl<D: Disk> Stream<D> {
             return Ok(None);
         };
         self.advance(files, new);
-        files.seen.store(last, Relaxed);
+        *lock(&files.seen) = index;
         Ok(Some(self.known()))
     }
 

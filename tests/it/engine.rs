@@ -226,6 +226,48 @@ fn a_use_waits_for_those_who_only_look_at_a_commit_without_an_end() {
     looking.join().unwrap();
 }
 
+/// While somebody is at work on the log only the index tells a reader of what was acknowledged.
+#[test]
+fn an_index_that_says_the_same_of_another_log_is_not_the_one_that_was_seen() {
+    let (dir, store, ..) = with_one();
+    store.create("t", 0o755).unwrap();
+    let t = store.stream("t").unwrap();
+    t.append(["kept"], None).unwrap();
+    t.append(["more"], None).unwrap();
+    drop(store);
+    // As from a backup that mixed them up.
+    fs::copy(dir.path().join("t/index"), dir.path().join("s/index")).unwrap();
+    let reader = Store::on(Real::local(dir.path()), true, Box::new(|_| {}));
+    let reader = reader.stream("s").unwrap();
+    assert_eq!(reader.count(), Ok(1));
+    let (store, _) = watched(&dir);
+    store.stream("s").unwrap().append(["more"], None).unwrap();
+    let log = File::open(dir.path().join("s/log")).unwrap();
+    log.lock().unwrap();
+    assert_eq!(reader.count(), Ok(2));
+}
+
+#[test]
+fn an_index_that_says_nothing_any_more_is_not_the_one_that_was_made_again() {
+    let (dir, ..) = with_one();
+    let index = dir.path().join("s/index");
+    fs::remove_file(&index).unwrap();
+    let (one, _) = watched(&dir);
+    let s = one.stream("s").unwrap();
+    assert_eq!(s.count(), Ok(1));
+    let (other, _) = watched(&dir);
+    other.stream("s").unwrap().append(["more"], None).unwrap();
+    File::options().write(true).open(&index).unwrap().write_all_at(&[0; 16], 0).unwrap();
+    let log = File::open(dir.path().join("s/log")).unwrap();
+    log.lock().unwrap();
+    let at_work = std::thread::spawn(move || {
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        log.unlock().unwrap();
+    });
+    assert_eq!(s.count(), Ok(2));
+    at_work.join().unwrap();
+}
+
 /// Of a `last` that is further on nobody could say that it is sound.
 #[test]
 fn no_log_gets_longer_than_its_index_can_tell() {
