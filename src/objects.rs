@@ -75,10 +75,11 @@ impl Objects {
             self.make_of_long(stream, bytes, text)?;
             return Ok(true);
         }
-        let count = stream.count()?.min(self.events.end);
+        let (files, tip) = stream.look_at_end()?;
+        let count = tip.count.min(self.events.end);
         if self.events.start >= count {
             // The end, or nobody knows.
-            return match stream.absent(self.events.start) {
+            return match stream.absent(&files, self.events.start) {
                 Error::NotFound => Ok(false),
                 _ if count == self.events.end => Ok(false),
                 error => Err(error),

@@ -37,13 +37,11 @@ impl<D: Disk> Stream<D> {
     /// # Errors
     /// NotFound when it is neither, Dropped.
     pub(crate) fn has(self: &Arc<Self>, n: u64) -> Result<bool> {
-        let there = self.keeps(n).map(|_| true);
-        if there != Err(Error::NotFound) {
-            return there;
+        let (files, tip) = self.look_for(n)?;
+        match self.kept(&files, &tip, n) {
+            Err(Error::NotFound) if n == tip.count => Ok(false),
+            kept => kept.map(|()| true),
         }
-        // It may have come meanwhile.
-        let count = self.count()?;
-        if n <= count { Ok(n < count) } else { there }
     }
 
     /// The head of the log: which events are kept.
@@ -56,20 +54,25 @@ impl<D: Disk> Stream<D> {
         Ok(self.head()?.first)
     }
 
-    /// The files and the end of a stream that keeps event `n`. NotFound when it is not there yet,
-    /// Dropped when it is no more.
+    /// The files and the end; which is looked for again before it is said that event `n` is not there.
+    fn look_for(self: &Arc<Self>, n: u64) -> Result<(Arc<Files<D>>, Tip)> {
+        let seen = self.look()?;
+        if n < seen.1.count { Ok(seen) } else { self.look_at_end() }
+    }
+
+    /// NotFound when event `n` is not there yet, Dropped when it is no more.
+    fn kept(&self, files: &Files<D>, tip: &Tip, n: u64) -> Result<()> {
+        match () {
+            () if n >= tip.count => Err(self.absent(files, n)),
+            () if n < files.head()?.first => Err(Error::Dropped),
+            () => Ok(()),
+        }
+    }
+
+    /// The files and the end of a stream that keeps event `n`; else as `kept`.
     fn keeps(self: &Arc<Self>, n: u64) -> Result<(Arc<Files<D>>, Tip)> {
-        let (mut files, mut tip) = self.look()?;
-        if n >= tip.count {
-            (files, tip) = self.look_at_end()?;
-        }
-        if n >= tip.count {
-            return Err(self.absent(n));
-        }
-        if n < files.head()?.first {
-            return Err(Error::Dropped);
-        }
-        Ok((files, tip))
+        let (files, tip) = self.look_for(n)?;
+        self.kept(&files, &tip, n).map(|()| (files, tip))
     }
 
     /// The view offset of event `n`; `n` may be the count, NotFound when it is more.
@@ -122,7 +125,7 @@ impl<D: Disk> Stream<D> {
     pub fn read(self: &Arc<Self>, n: u64) -> Result<impl Iterator<Item = Result<Event>> + use<D>> {
         let (files, tip) = self.look_at_end()?;
         if n > tip.count {
-            return Err(self.absent(n));
+            return Err(self.absent(&files, n));
         }
         let (stream, end) = (self.clone(), self.ended(&files));
         let (mut next, mut ready) = (n, Vec::new().into_iter());

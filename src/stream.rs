@@ -416,9 +416,8 @@ impl<D: Disk> Stream<D> {
     }
 
     /// That there is no event `n`; or why nobody knows.
-    pub(crate) fn absent(self: &Arc<Self>, n: u64) -> Error {
-        let known = self.look_at_end().and_then(|(files, _)| self.ended(&files));
-        match known.err() {
+    pub(crate) fn absent(&self, files: &Files<D>, n: u64) -> Error {
+        match self.ended(files).err() {
             Some(Error::Damaged { stream, what, .. }) => Error::Damaged { stream, index: n, what },
             error => error.unwrap_or(Error::NotFound),
         }

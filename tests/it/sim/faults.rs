@@ -173,7 +173,7 @@ const FAULTS: &[Fault] = &[
     fault("a byte that is not found not looked for in the head", "find.rs", &[("None if view < self.head()?.view", "None if !fault!() && view < self.head()?.view")]),
     fault("the head looked at once", "log.rs", &[("&& head.first > known.first", "&& !fault!() && head.first > known.first")]),
     fault("times of what was dropped", "find.rs", &[("let mut since = head.first;", "let mut since = if fault!() { 0 } else { head.first };")]),
-    fault("dropped events read", "read.rs", &[("if n < files.head()?.first { return Err(Error::Dropped); }", "if !fault!() && n < files.head()?.first { return Err(Error::Dropped); }")]),
+    fault("dropped events read", "read.rs", &[("() if n < files.head()?.first => Err(Error::Dropped),", "() if !fault!() && n < files.head()?.first => Err(Error::Dropped),")]),
     fault("dropped bytes read", "read.rs", &[("if view < files.head()?.view {", "if !fault!() && view < files.head()?.view {")]),
     fault("recovered from the beginning", "walk.rs", &[("_ if from == 0 => nothing,", "_ if from == 0 || fault!() && last.max(known.at) == 0 => nothing,")]),
     fault("a commit of which some was dropped is lost", "walk.rs", &[("if block.is(LAST) || from == head.at =>", "if block.is(LAST) || !fault!() && from == head.at =>")]),
