@@ -195,3 +195,31 @@ impl<D: Disk> Pages for Checked<'_, D> {
         Ok(block)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::Real;
+
+    #[test]
+    fn what_is_dropped_during_a_check_is_no_damage_and_what_was_dropped_not_verified() {
+        let dir = tempfile::tempdir().unwrap();
+        let [store, other] =
+            [0; 2].map(|_| Store::on(Real::local(dir.path()), false, Box::new(|_| {})));
+        store.create("s", 0o755).unwrap();
+        // More than is read at once.
+        store.stream("s").unwrap().append(vec![[b'x'; 5000]; 200], None).unwrap();
+        let (mut found, mut verified) = (Vec::new(), Vec::new());
+        for _ in 0..2 {
+            verified.clear();
+            let mut progress = |events, _| {
+                if verified.is_empty() {
+                    other.stream("s").unwrap().drop_before(199).unwrap();
+                }
+                verified.push(events);
+            };
+            store.check("s", &mut |finding| found.push(finding), &mut progress).unwrap();
+        }
+        assert_eq!((&found[..], verified.iter().find(|events| **events < 199)), (&[][..], None));
+    }
+}

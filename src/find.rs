@@ -212,3 +212,34 @@ impl<D: Disk> Files<D> {
         Err(self.damaged(n, "it or what leads to it does not check"))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::os::unix::fs::FileExt;
+
+    use super::*;
+    use crate::disk::Real;
+    use crate::error::Error;
+    use crate::store::Store;
+
+    /// Whoever looks for a byte knows of the head what it was, and of a page what the index says.
+    #[test]
+    fn what_is_dropped_while_it_is_looked_for_is_dropped_whatever_the_index_says() {
+        let dir = tempfile::tempdir().unwrap();
+        let [store, other] =
+            [0; 2].map(|_| Store::on(Real::local(dir.path()), false, Box::new(|_| {})));
+        store.create("s", 0o755).unwrap();
+        let s = store.stream("s").unwrap();
+        s.append(vec![[b'x'; 1000]; 30], None).unwrap();
+        let (files, tip) = s.look().unwrap();
+        let open = |name| File::options().write(true).open(dir.path().join("s").join(name));
+        let index = open("index").unwrap();
+        index.write_all_at(&999u64.to_le_bytes(), page::entry_at(2 * PAGE)).unwrap();
+        other.stream("s").unwrap().drop_before(29).unwrap();
+        // Where no holes can be made, either.
+        open("log").unwrap().write_all_at(&[0; 6 * PAGE as usize], PAGE).unwrap();
+        let found = files.byte(&mut files.scan_seen(0, &tip), &tip, 9000);
+        assert_eq!(found.err(), Some(Error::Dropped));
+    }
+}

@@ -177,11 +177,13 @@ fn a_commit_that_is_not_whole_proves_what_is_before_it() {
 fn what_was_dropped_is_no_part_of_a_stream_that_is_lost() {
     let mut log = Log::new();
     let places = [log.commit(&[10]), log.commit(&[10]), log.commit(&[10])].concat();
-    log.drop_before(2, places[2], 20);
     log.damage(places[2]);
-    // The blocks before it are still there.
-    let (found, _) = log.found(places[2]);
-    assert_eq!((found.lost, found.tip.count, found.tip.view), (Some(BLOCK), 2, 20));
+    // All but the last event, or all of them; the blocks before are still there.
+    for (first, view) in [(2, 20), (3, 30)] {
+        log.drop_before(first, places[2], view);
+        let (found, _) = log.found(places[2]);
+        assert_eq!((found.lost, found.tip.count, found.tip.view), (Some(BLOCK), first, view));
+    }
 }
 
 #[test]

@@ -363,12 +363,13 @@ fn simulate(program: &Path, fault: &str, seeds: Range<u64>) -> (bool, String) {
 /// What the simulation found, or why it is thought not to have found anything.
 ///
 /// Some rules of blocks and the walk over them are there for what only a disk that lies leaves behind,
-/// which the simulation makes too seldom: that these hold is proved by their unit tests.
+/// which the simulation makes too seldom, some of finding and checking for what another thread does in
+/// the middle, which it does not make: that these hold is proved by their unit tests.
 fn hunt([program, units]: &[PathBuf; 2], fault: &str, file: &str) -> Result<String, String> {
-    let pure = matches!(file, "walk.rs" | "page.rs");
+    let tested = matches!(file, "walk.rs" | "page.rs" | "find.rs" | "check.rs");
     let late = LATE.iter().find(|(name, _)| *name == fault);
     let mut from = late.map_or(1, |(_, seed)| *seed);
-    let last = from + if pure { 2000 } else { SEEDS };
+    let last = from + if tested { 2000 } else { SEEDS };
     loop {
         let (passed, said) = simulate(program, fault, from..last);
         let found = said.lines().find_map(|line| line.strip_prefix("SMOLSTORE_SIM_SEED="));
@@ -379,12 +380,10 @@ fn hunt([program, units]: &[PathBuf; 2], fault: &str, file: &str) -> Result<Stri
                 from = seed + 1;
             }
             (false, Some((found, _))) => return Ok(format!("seed {found}")),
-            (true, _) if pure => {
+            (true, _) if tested => {
                 let mut command = Command::new(units);
-                command
-                    .args(["walk::", "page::"])
-                    .env("SMOLSTORE_FAULT", fault)
-                    .stdin(Stdio::null());
+                command.args(["walk::", "page::", "find::", "check::"]);
+                command.env("SMOLSTORE_FAULT", fault).stdin(Stdio::null());
                 let said = text(&command.output().unwrap().stdout);
                 let failed = said.lines().find(|line| line.ends_with(" ... FAILED"));
                 return failed

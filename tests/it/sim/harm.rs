@@ -201,7 +201,9 @@ impl Sim {
         let most = harm.all.len() as u64;
         let told = matches!(harm.index, Index::Intact | Index::Hints) || harm.live;
         let least = if told && !harm.may_end() { most } else { harm.least };
-        let lowest = if harm.may_end() { 0 } else { least };
+        // What was dropped was acknowledged.
+        let dropped = if harm.head { 0 } else { harm.first };
+        let lowest = if harm.may_end() { dropped } else { least };
         if !(lowest..=most).contains(&there) {
             return ControlFlow::Break(format!("{there} of {least} to {most} events are there"));
         }

@@ -85,13 +85,18 @@ impl Sim {
     /// `check` finds nothing wrong where nothing is.
     pub(super) fn verify(&self, engine: usize, store: &Engine, name: &str) {
         let before = self.before(name);
-        let mut found = Vec::new();
-        let result = store.check(name, &mut |finding| found.push(finding), &mut |_, _| {});
+        let (mut found, mut least) = (Vec::new(), u64::MAX);
+        let mut progress = |events, _| least = least.min(events);
+        let result = store.check(name, &mut |finding| found.push(finding), &mut progress);
         self.note(format!("  {engine} verifies {name}: {result:?}, {found:?}"));
         let wrong = found.iter().any(|finding| matches!(finding, Finding::Fault { .. }));
         let missing = result == Err(Error::NotFound) && before.dir.is_none();
         if wrong && self.sound(&before) || result.is_err() && !missing && self.quiet(&before) {
             self.fail(format!("checking {name}: {result:?}, {found:?}"));
+        }
+        let dropped = self.model(|model| model.known(before.stream)).first;
+        if least < dropped && self.quiet(&before) {
+            self.fail(format!("checking {name}: event {least} of those from {dropped} on"));
         }
         self.world().count("streams verified");
     }
