@@ -257,7 +257,9 @@ impl<D: Disk> Files<D> {
         let mut found = self.find_out(known, &mut |_| whole = false)?;
         whole &= found.lost.is_none() && found.failed.is_none();
         self.head = Mutex::new(found.head);
-        let sound = whole && found.start.is_none() && self.is_published(&found)?;
+        // Without an index nothing else says what is acknowledged.
+        let told = self.index.is_some() || self.log.is_none();
+        let sound = whole && found.start.is_none() && told && self.is_published(&found)?;
         let long = page::grown(found.tip.end + pending) + PAGE;
         // Nobody waits for a commit only because it is under way; who only looks has the lock shared.
         let free = || Held::try_new(self.disk.clone(), self.log.as_ref(), true);

@@ -217,13 +217,36 @@ fn a_use_waits_for_those_who_only_look_at_a_commit_without_an_end() {
     log.write_all_at(&torn.encode(seed), torn.at as u64).unwrap();
     let (store, seen) = watched(&dir);
     log.lock_shared().unwrap();
-    let looking = std::thread::spawn(move || {
-        std::thread::sleep(std::time::Duration::from_millis(300));
-        log.unlock().unwrap();
-    });
+    let looking = unlock_soon(log);
     assert_eq!(store.stream("s").unwrap().count(), Ok(1));
     assert_eq!(seen.take(), [""; 0]);
     looking.join().unwrap();
+}
+
+/// As when the stream is being removed, or made durable again.
+#[test]
+fn who_may_not_write_waits_for_who_is_at_work_on_a_log_without_an_index() {
+    let (dir, ..) = with_one();
+    fs::remove_file(dir.path().join("s/index")).unwrap();
+    let path = dir.path().join("s/log");
+    let log = File::options().read(true).write(true).open(&path).unwrap();
+    let bytes = fs::read(&path).unwrap();
+    let [seed, ..] = format::head(&bytes).unwrap();
+    // A first commit that did not come to its end.
+    let torn = format::Block { flags: format::FIRST, ..blocks(&bytes)[0].clone() };
+    log.write_all_at(&torn.encode(seed), torn.at as u64).unwrap();
+    log.lock().unwrap();
+    let at_work = unlock_soon(log);
+    let store = Store::on(Real::local(dir.path()), true, Box::new(|_| {}));
+    assert_eq!(store.stream("s").unwrap().count(), Ok(0));
+    at_work.join().unwrap();
+}
+
+fn unlock_soon(log: File) -> std::thread::JoinHandle<()> {
+    std::thread::spawn(move || {
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        log.unlock().unwrap();
+    })
 }
 
 /// While somebody is at work on the log only the index tells a reader of what was acknowledged.
@@ -260,10 +283,7 @@ fn an_index_that_says_nothing_any_more_is_not_the_one_that_was_made_again() {
     File::options().write(true).open(&index).unwrap().write_all_at(&[0; 16], 0).unwrap();
     let log = File::open(dir.path().join("s/log")).unwrap();
     log.lock().unwrap();
-    let at_work = std::thread::spawn(move || {
-        std::thread::sleep(std::time::Duration::from_millis(300));
-        log.unlock().unwrap();
-    });
+    let at_work = unlock_soon(log);
     assert_eq!(s.count(), Ok(2));
     at_work.join().unwrap();
 }
