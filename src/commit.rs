@@ -160,7 +160,11 @@ impl<D: Disk> Stream<D> {
             })
         };
         let outcome = catch_unwind(AssertUnwindSafe(commit));
-        match outcome.unwrap_or_else(|_| Err(self.unknown(&"a fault in smolstore"))) {
+        let fault = |_| {
+            self.close();
+            Err(self.unknown(&"a fault in smolstore"))
+        };
+        match outcome.unwrap_or_else(fault) {
             Ok((places, files, new)) => {
                 self.advance(&files, new);
                 places

@@ -181,6 +181,15 @@ impl<D: Disk> Files<D> {
         Ok(behind.filter(|block| tip.leads_to(block)).map_or(0, |block| block.crc))
     }
 
+    /// Whether nobody is at work on `log`, the log, so that nobody answers any more for what stands behind
+    /// the end `tip`. Nobody waits for a commit only because it is under way; who only looks has the lock
+    /// shared, and NFS gives who may not write no other one.
+    pub(crate) fn is_left(&self, log: &D::File, tip: &Tip) -> Result<bool> {
+        let held = Held::try_new(self.disk.clone(), Some(log), true).map_err(self.os("log"))?;
+        let index = self.index_head()?;
+        Ok(held.is_some() && (index == *lock(&self.seen) || index.0 == tip.at))
+    }
+
     /// `last`, 0 where nothing sound says so, and the seed of the log it is about.
     pub(crate) fn index_head(&self) -> Result<(u64, u64)> {
         let mut head = [0; INDEX_HEAD];
@@ -259,12 +268,14 @@ impl<D: Disk> Files<D> {
         self.head = Mutex::new(found.head);
         // Without an index nothing else says what is acknowledged.
         let told = self.index.is_some() || self.log.is_none();
-        let sound = whole && found.start.is_none() && told && self.is_published(&found)?;
+        let published = is_published(&found, *lock(&self.seen));
+        let sound = whole && found.start.is_none() && told && published;
+        // What other hosts have reserved is for who appends to give back.
         let long = page::grown(found.tip.end + pending) + PAGE;
-        // Nobody waits for a commit only because it is under way; who only looks has the lock shared.
-        let free = || Held::try_new(self.disk.clone(), self.log.as_ref(), true);
-        let left = sound && (self.behind(&found.tip)? != 0 || self.len()? > long);
-        if !sound || left && free().map_err(self.os("log"))?.is_some() {
+        let idle = pending == 0 && self.disk.direct();
+        let more = self.behind(&found.tip)? != 0 || !idle && self.len()? > long;
+        let left = |log| self.is_left(log, &found.tip);
+        if !sound || more && self.log.as_ref().map_or(Ok(false), left)? {
             let held = Held::new(self.disk.clone(), self.log.as_ref(), !self.write);
             let held = held.map_err(self.os("log"))?;
             // A log that was not there yet has come since.
@@ -327,8 +338,8 @@ impl<D: Disk> Files<D> {
         if let Some(start) = found.start {
             self.rewrite(found, start)?;
         }
-        if !self.is_published(found)? {
-            let (last, seed) = self.index_head()?;
+        let index @ (last, seed) = self.index_head()?;
+        if !is_published(found, index) {
             if last > 0 && seed != found.head.seed {
                 let index = self.index.as_ref().map(|index| self.disk.set_len(index, 0));
                 index.transpose().map_err(self.os("index"))?;
@@ -349,11 +360,6 @@ impl<D: Disk> Files<D> {
             self.disk.set_len(self.log()?, len).map_err(self.os("log"))?;
         }
         Ok(())
-    }
-
-    /// Whether `last` says where the end is, if there are events: others may know of no other word.
-    fn is_published(&self, found: &Found<Error>) -> Result<bool> {
-        Ok(found.tip.at == 0 || self.index_head()? == (found.tip.at, found.head.seed))
     }
 
     /// Writes the last commit again in place, for it may be in the page cache only or on pages whose
@@ -412,6 +418,11 @@ impl<D: Disk> Files<D> {
         let error = self.damaged(gap.first, "it does not check");
         format!("{error}, nor do those behind it up to event {last}")
     }
+}
+
+/// Whether the index says where the end is, if there are events: others may know of no other word.
+fn is_published(found: &Found<Error>, index: (u64, u64)) -> bool {
+    found.tip.at == 0 || index == (found.tip.at, found.head.seed)
 }
 
 /// Tells the operator.

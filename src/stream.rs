@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use crate::batch::{Shape, Tally};
-use crate::disk::{Disk, Held};
+use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::log::{FLEETING, Files};
 use crate::page;
@@ -60,7 +60,9 @@ impl<D: Disk> Shared<D> {
     /// algorithm), until no more than `most` are open; `all`: also where somebody waits. False when there
     /// was none.
     pub(crate) fn close_idle(&self, most: usize, all: bool) -> bool {
-        let (mut open, mut closed) = (lock(&self.open), false);
+        // Without the lock: that may take its time.
+        let mut closed = Vec::new();
+        let mut open = lock(&self.open);
         let Some(open) = &mut *open else {
             return false;
         };
@@ -75,13 +77,14 @@ impl<D: Disk> Shared<D> {
             let waited = !all && oldest.waiting.load(Relaxed) > 0;
             let idle = !oldest.used.swap(false, Relaxed) && !waited;
             let files = try_lock(&oldest.files).filter(|_| idle);
-            if files.map(|mut files| *files = None).is_some() {
-                closed = true;
-            } else {
-                open.push_back(oldest);
+            // In the middle of a request they stay open in any case, and others would open them again.
+            let unused = |files: &Arc<Files<D>>| Arc::strong_count(files) == 1;
+            match files.map(|mut files| files.take_if(|files| unused(files))) {
+                Some(Some(files)) => closed.push(files),
+                _ => open.push_back(oldest),
             }
         }
-        closed
+        !closed.is_empty()
     }
 
     /// Lets go of all streams: each of them holds this.
@@ -134,9 +137,6 @@ pub struct Stream<D: Disk> {
     /// So many wait for more of it.
     pub(crate) waiting: AtomicUsize,
     known: Mutex<Known>,
-    /// Held by who looks whether somebody left a commit behind the end: of two at once the second is to
-    /// hear what the first found.
-    probe: Mutex<()>,
     /// Held while the log changes.
     pub(crate) writer: Mutex<()>,
     /// Log bytes of batches not yet committed, at most.
@@ -192,7 +192,6 @@ impl<D: Disk> Stream<D> {
             used: AtomicBool::new(false),
             waiting: AtomicUsize::new(0),
             known: Mutex::default(),
-            probe: Mutex::default(),
             writer: Mutex::default(),
             pending: AtomicU64::new(0),
             queue: Mutex::new(Queue { jobs: VecDeque::new(), leading: false }),
@@ -244,7 +243,6 @@ impl<D: Disk> Stream<D> {
         }
         let files = Arc::new(self.spared(|| self.open())?);
         *slot = Some(files.clone());
-        drop(slot);
         self.shared.admit(self.clone());
         Ok(files)
     }
@@ -268,11 +266,11 @@ impl<D: Disk> Stream<D> {
 
     /// Closes the files: the next to need them opens them again, by name, and recovers.
     pub(crate) fn close(&self) {
-        // First from the list: who opens them again puts it there.
+        let mut files = lock(&self.files);
         if let Some(open) = &mut *lock(&self.shared.open) {
             open.retain(|stream| !std::ptr::eq(&raw const **stream, self));
         }
-        *lock(&self.files) = None;
+        *files = None;
     }
 
     /// Opens the files and recovers the stream.
@@ -290,7 +288,7 @@ impl<D: Disk> Stream<D> {
             };
             let pending = self.pending.load(Relaxed);
             if let Some(tip) = files.recover(known, pending, &self.shared.log)? {
-                lock(&self.known).tip = tip;
+                self.advance(&files, tip);
                 return Ok(files);
             }
         }
@@ -348,20 +346,12 @@ impl<D: Disk> Stream<D> {
         if !files.changed_behind(tip).unwrap_or(false) {
             return Ok(false);
         }
-        let _probe = lock(&self.probe);
-        // A thread of ours is at work, or about to be.
-        let Some(_writer) = try_lock(&self.writer) else {
-            return Ok(false);
-        };
-        // Shared: NFS gives who may not write no other one.
-        let held = Held::try_new(self.shared.disk.clone(), files.log.as_ref(), true);
-        let Some(held) = held.map_err(self.os("log"))? else {
-            return Ok(false);
-        };
-        let index = files.index_head()?;
-        let left = index == *lock(&files.seen) || index.0 == tip.at;
-        held.release().map_err(self.os("log"))?;
-        Ok(left)
+        // Another descriptor than that by which a thread of ours may have the lock.
+        let open = || self.disk().open(&files.name.join("log"), false).map_err(self.os("log"));
+        let left = files.is_left(&self.spared(open)?, tip)?;
+        // Who is at work may be finding out: then these are not the files any more.
+        Ok(left
+            || lock(&self.files).as_ref().is_none_or(|now| !std::ptr::eq(&raw const **now, files)))
     }
 
     /// How much there is to see now; None where the stream is to be opened again.
@@ -383,7 +373,8 @@ impl<D: Disk> Stream<D> {
             return Ok(None);
         }
         let index @ (last, seed) = files.index_head()?;
-        if index == *lock(&files.seen) || (last == tip.at && files.intact.is_none()) {
+        let ours = last == 0 || seed == files.seed();
+        if index == *lock(&files.seen) || (last == tip.at && ours && files.intact.is_none()) {
             return Ok(Some(tip));
         }
         if files.intact.is_some() || seed != files.seed() {

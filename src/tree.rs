@@ -204,17 +204,16 @@ impl Tree {
 
     /// The node `name` in the directory `parent`. The kernel has to [`Tree::forget`] it.
     pub fn lookup(&self, parent: u64, name: &OsStr) -> Result<Attr> {
-        let node = self.find(Node::of(parent)?, name)?;
-        let attr = || match node.kind {
-            Kind::At if !self.stream(node)?.has(node.index)? => Err(Error::NotFound),
-            _ => self.attr_of(node),
-        };
-        attr().inspect_err(|_| self.forget(node.number(), 1))
+        let (node, there) = self.find(Node::of(parent)?, name)?;
+        let attr = if there { self.attr_of(node) } else { Err(Error::NotFound) };
+        attr.inspect_err(|_| self.forget(node.number(), 1))
     }
 
-    /// Finds a node that the kernel will be told of, unless that is taken back by `forget`.
-    fn find(&self, parent: Node, name: &OsStr) -> Result<Node> {
+    /// Finds a node that the kernel will be told of, unless that is taken back by `forget`; and whether it
+    /// is there, or an event that is the next to come.
+    fn find(&self, parent: Node, name: &OsStr) -> Result<(Node, bool)> {
         let plain = name.as_bytes().strip_suffix(b".json").map(OsStr::from_bytes);
+        let mut there = true;
         let node = match (parent.view(), horizon(plain.unwrap_or(name))) {
             (Some(_), Some(Horizon::Named(place))) => parent.beside(Kind::Link, place),
             (Some(_), Some(Horizon::Time(time))) => {
@@ -223,12 +222,12 @@ impl Tree {
             }
             (Some(_), Some(Horizon::Index(n))) if n > INDICES => return Err(Error::NotFound),
             (Some(view), Some(Horizon::Index(index))) => {
-                self.stream(parent)?.has(index)?;
+                there = self.stream(parent)?.has(index)? || view != Kind::At;
                 parent.beside(view, index)
             }
             _ if parent.kind == Kind::Root && is_stream_name(name) => {
                 let identity = self.identity(name)?;
-                return Ok(Node::stream(lock(&self.names).number(name, identity)?));
+                return Ok((Node::stream(lock(&self.names).number(name, identity)?), true));
             }
             _ if parent.kind == Kind::Root && name == STATUS => parent.beside(Kind::Status, 0),
             _ if parent.kind == Kind::Stream => {
@@ -238,7 +237,7 @@ impl Tree {
             _ => return Err(Error::NotFound),
         };
         lock(&self.names).remember(node.stream);
-        Ok(Node { json: plain.is_some() && parent.view().is_some(), ..node })
+        Ok((Node { json: plain.is_some() && parent.view().is_some(), ..node }, there))
     }
 
     /// The file of this kind in the directory of a stream.
@@ -383,7 +382,7 @@ impl Tree {
         if parent.view().is_none() || !matches!(horizon(name), Some(Horizon::Index(_))) {
             return Err(Error::NotPermitted);
         }
-        let node = self.find(parent, name)?;
+        let (node, _) = self.find(parent, name)?;
         let created = || match node.kind {
             Kind::At => Ok((self.attr_of(node)?, self.open(node.number(), flags)?)),
             _ => Err(Error::NotPermitted),

@@ -187,7 +187,7 @@ impl Waiters {
                 let waiters = self.clone();
                 let wake = move || waiters.wake(&stream);
                 // Without a thread it is tried again at the next look.
-                drop(std::thread::Builder::new().spawn(wake));
+                return std::thread::Builder::new().spawn(wake).is_ok();
             }
             Glance::Gone => self.end_those_of(&stream),
         }
