@@ -311,7 +311,7 @@ impl Disk for Real {
     }
 
     fn stat(&self, file: &Opened) -> io::Result<Stat> {
-        let found = sys::stat(Some(file), Path::new(""))?;
+        let found = sys::stat(Some(file), Path::new(""), 0)?;
         Ok(Stat { len: found.stx_size, named: found.stx_nlink > 0, identity: identity(&found) })
     }
 
@@ -332,7 +332,7 @@ impl Disk for Real {
     }
 
     fn identity(&self, path: &Path) -> io::Result<u64> {
-        Ok(identity(&self.there(sys::stat(None, &self.root.join(path)))?))
+        Ok(identity(&self.there(sys::stat(None, &self.root.join(path), 0))?))
     }
 
     fn create_dir(&self, path: &Path, mode: u32) -> io::Result<()> {
@@ -396,7 +396,7 @@ fn write_pages(file: &File, bytes: &[u8], at: u64) -> io::Result<usize> {
         // What it did not read would be overwritten, unless it is behind the end.
         if partial
             && let read @ ..PAGE = file.read_at(&mut whole[there..][..page], at)? as u64
-            && sys::stat(Some(file), Path::new(""))?.stx_size > at + read
+            && sys::stat(Some(file), Path::new(""), 0)?.stx_size > at + read
         {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }

@@ -324,7 +324,10 @@ fn explain(mount_point: &Path, error: &io::Error) -> String {
 
 /// Unmounts what is at `mount_point`, unless somebody has mounted something else there since.
 fn unmount(mount_point: &Path, device: u64) -> io::Result<()> {
-    if fs::metadata(mount_point).map(|there| there.dev()).ok() != Some(device) {
+    // Nobody is asked: STORE may hang, and with it who would answer.
+    let there = sys::stat(None, mount_point, libc::AT_STATX_DONT_SYNC);
+    let there = there.map(|there| libc::makedev(there.stx_dev_major, there.stx_dev_minor));
+    if there.ok() != Some(device) {
         return Ok(());
     }
     // Readers that were just told of the end are about to close.

@@ -178,12 +178,12 @@ pub fn statfs(path: &Path) -> io::Result<libc::statfs> {
 }
 
 /// Length, links, number and birth of an open file, or of what is at `path`, which is then not
-/// followed. Not its times, for which std's `metadata` asks, too: once they were asked for, a
+/// followed, and on which file system. `how` it is asked: AT_STATX flags. Not its times, for which std's `metadata` asks, too: once they were asked for, a
 /// kernel with multigrain timestamps (6.13) gives the next write a new one, and an ext4 without a
 /// journal writes that to the disk with each fdatasync.
-pub fn stat(file: Option<&File>, path: &Path) -> io::Result<libc::statx> {
+pub fn stat(file: Option<&File>, path: &Path, how: i32) -> io::Result<libc::statx> {
     let path = c_path(path)?;
-    let flags = libc::AT_EMPTY_PATH | libc::AT_SYMLINK_NOFOLLOW;
+    let flags = libc::AT_EMPTY_PATH | libc::AT_SYMLINK_NOFOLLOW | how;
     let wanted = libc::STATX_SIZE | libc::STATX_NLINK | libc::STATX_INO | libc::STATX_BTIME;
     let file = file.map_or(libc::AT_FDCWD, File::as_raw_fd);
     let mut found = std::mem::MaybeUninit::uninit();

@@ -266,6 +266,21 @@ fn a_host_that_is_fenced_is_told_of_an_error_and_comes_back() {
 }
 
 #[test]
+fn a_daemon_ends_also_while_its_store_hangs() {
+    let base = public_dir();
+    let (store, host) = (store(&base), Host::new());
+    let m = host.mount(&store);
+    append(m.stream("s").join("events"), "one\n");
+    host.is("hung");
+    // What the kernel knows of the mount is old by then.
+    std::thread::sleep(Duration::from_millis(1100));
+    m.kill(libc::SIGTERM);
+    let ended = m.wait(Duration::from_secs(20));
+    host.is_not("hung");
+    assert!(ended.is_some(), "it has to be killed");
+}
+
+#[test]
 fn who_may_have_lost_the_lock_truncates_nothing() {
     let base = public_dir();
     let (store, host) = (store(&base), Host::new());

@@ -7,6 +7,7 @@
  *     unwritten   pwrite on a log comes to its second page, and then fails with EIO
  *     indirect    nothing can be opened with O_DIRECT
  *     unmarked    the first open of the store's mark finds nothing
+ *     hung        no call on a name in the store comes back
  *     lacking     there is no O_TMPFILE, no fallocate, no birth time, no file handle
  *
  *     counted     each open, stat and pread is added to the file `asked` there
@@ -141,6 +142,8 @@ int statx(int fd, const char *path, int flags, unsigned mask, struct statx *out)
 {
     if (*path ? in_store(path) : fd < FILES && files[fd].known)
         ask();
+    while (in_store(path) && said("hung"))
+        usleep(10000);
     if (!*path ? fails(fd) : in_store(path) && said("fenced") && (errno = ENOENT))
         return -1;
     long failed = syscall(SYS_statx, fd, path, flags, mask, out);
