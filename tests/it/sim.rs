@@ -8,14 +8,18 @@
 //!
 //! The same seed is the same run; `SMOLSTORE_SIM_SEED=7 scripts/sim` prints each disk call of it.
 
+mod climate;
 mod disk;
+mod events;
 mod faults;
+mod files;
 mod forge;
 mod harm;
 mod model;
 mod names;
 mod reads;
 mod work;
+mod world;
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -25,8 +29,10 @@ use std::time::{Duration, Instant};
 use smolstore::stream::Cursor;
 use smolstore::{Error, Event, Store};
 
-use disk::{Doom, ENGINES, Hook, READER, SimDisk, Stats, Strike, World, lock};
+use climate::{Doom, Strike};
+use disk::SimDisk;
 use model::Model;
+use world::{ENGINES, Hook, READER, Stats, World, lock};
 
 type Engine = Store<SimDisk>;
 type Stream = smolstore::Stream<SimDisk>;

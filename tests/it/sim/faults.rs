@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 use std::sync::Mutex;
 use std::time::Duration;
 
-use super::disk::lock;
+use super::world::lock;
 use crate::harness::{Reaped, ok, text, wait};
 
 /// A fault: of a file in `src`, what there is once (white space aside), and what becomes of it.
@@ -315,9 +315,12 @@ fn copy(to: &Path) {
     };
     without("tests/it/main.rs", &|line| line.starts_with("mod ") && line != "mod sim;");
     without("tests/it/sim.rs", &|line| line == "mod faults;");
-    for file in ["disk.rs", "forge.rs", "harm.rs", "model.rs", "names.rs", "reads.rs", "work.rs"] {
-        let path = format!("tests/it/sim/{file}");
-        write(&to.join(&path), &read(&path));
+    for entry in fs::read_dir(project.join("tests/it/sim")).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        if name != "faults.rs" {
+            let path = format!("tests/it/sim/{name}");
+            write(&to.join(&path), &read(&path));
+        }
     }
 }
 

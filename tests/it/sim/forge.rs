@@ -4,7 +4,7 @@
 use smolstore::page::{self, Block, FIRST, HEAD, HEADER, Head, LAST, PAGE};
 use smolstore::walk::Tip;
 
-use super::disk::Rng;
+use super::files::Rng;
 
 /// The head of a log and all blocks of whole commits, from the one on in which the first event kept
 /// begins, as far as they are there one after the other.

@@ -9,7 +9,8 @@ use smolstore::page::{Block, FIRST, HEAD, Head, LAST};
 use smolstore::stream::Cursor;
 use smolstore::{Error, Event};
 
-use super::disk::{READER, Rng};
+use super::files::Rng;
+use super::world::READER;
 use super::{All, Sim, Stream, forge};
 
 /// What becomes of the index.

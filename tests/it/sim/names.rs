@@ -4,8 +4,8 @@ use std::path::Path;
 
 use smolstore::Error;
 
-use super::disk::READER;
 use super::work::NAMES;
+use super::world::READER;
 use super::{All, Engine, Sim};
 
 impl Sim {

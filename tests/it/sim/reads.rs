@@ -5,7 +5,7 @@ use std::sync::Arc;
 use smolstore::check::Finding;
 use smolstore::{Error, Event};
 
-use super::disk::lock;
+use super::world::lock;
 use super::{All, Engine, Sim, Stream};
 
 impl Sim {
