@@ -106,7 +106,7 @@ impl<D: Disk> Store<D> {
                 false => sure = false,
             }
         });
-        let Checked { here, wrong, .. } = pages;
+        let Checked { here, wrong, progress, .. } = pages;
         let tip = walked.map_or_else(
             |error| {
                 let (n, what) = (here.count, error.to_string());
@@ -119,17 +119,20 @@ impl<D: Disk> Store<D> {
             let what = format!("{wrong} entries of its index are wrong: reads go around them");
             tell(Finding::Note(what));
         }
-        verdict(&files, &head, if sure { tip } else { Tip::default() }, tell)
+        let end = verdict(&files, &head, if sure { tip } else { Tip::default() }, tell)?;
+        // What is left behind it was looked at, too.
+        progress(end.count, end.end);
+        Ok(())
     }
 }
 
-/// What recovery would do with a stream that was verified up to `known`.
+/// What recovery would do with a stream that was verified up to `known`; the end that it would find.
 fn verdict<D: Disk>(
     files: &Files<D>,
     head: &Head,
     known: Tip,
     tell: &mut dyn FnMut(Finding),
-) -> Result<()> {
+) -> Result<Tip> {
     let held = Held::new(files.disk.clone(), files.log.as_ref(), true).map_err(files.os("log"))?;
     let (last, seed) = files.index_head()?;
     let now = Head::decode(&files.head_bytes()?);
@@ -159,7 +162,7 @@ fn verdict<D: Disk>(
             count - found.from.count
         )));
     }
-    Ok(())
+    Ok(found.tip)
 }
 
 /// A log up to `limit`, which counts what is read of it, and what the index says wrongly.

@@ -419,3 +419,22 @@ fn place<D: Disk>(tip: Tip, group: &[Job<D>]) -> (Vec<Result<u64>>, u64) {
     });
     (places.collect(), count)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::Real;
+    use crate::store::Store;
+
+    #[test]
+    fn nothing_is_committed_to_a_log_that_was_deleted() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::on(Real::local(dir.path()), false, Box::new(|_| {}));
+        store.create("s", 0o755).unwrap();
+        let s = store.stream("s").unwrap();
+        s.append(["kept"], None).unwrap();
+        std::fs::remove_file(dir.path().join("s/log")).unwrap();
+        let refused = s.append(["more"], None);
+        assert!(matches!(refused, Err(Error::Stopped { .. })), "{refused:?}");
+    }
+}

@@ -1,6 +1,7 @@
 //! What changes more than the end of a stream: its first event, its name, its files.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use smolstore::Error;
 
@@ -119,7 +120,7 @@ impl Sim {
         }
     }
 
-    pub(super) fn rename(&self, engine: usize, store: &Engine, from: &str) {
+    pub(super) fn rename(self: &Arc<Sim>, engine: usize, store: &Engine, from: &str) {
         let to = NAMES[self.roll(NAMES.len())];
         let (before, taken) = (self.before(from), self.before(to));
         let result = self.removing(engine, to, || store.rename(from, to));
@@ -143,6 +144,11 @@ impl Sim {
             if quiet && let Some(stream) = now {
                 // It has this name for good, until somebody tries to change it.
                 w.names.insert(stream, vec![to.into()]);
+            }
+            drop(w);
+            if self.roll(3) == 0 {
+                // And another stream the old one.
+                self.append(engine, store, from);
             }
         }
     }
