@@ -168,11 +168,10 @@ impl Reader {
             Why::Signal => answer(Err(Error::Interrupted)),
             Why::End => answer(Ok(Vec::new())),
             Why::More => match open.read_next(size) {
-                // Another one has it, and an empty answer would be the end. What comes from here on
-                // is seen at the next look.
+                // Another one has it, and an empty answer would be the end.
                 Ok(bytes) if bytes.is_empty() => {
                     let wake = open.answer_later(size, thread, answer);
-                    open.waiters.park(&open.stream, open.seen(), Some(thread), wake);
+                    open.wait(open.seen(), Some(thread), wake);
                 }
                 // The stream may be gone, and with it what could have come.
                 Err(Error::NotFound) => answer(Ok(Vec::new())),

@@ -216,7 +216,7 @@ impl<D: Disk> Stream<D> {
     /// So much is durable in the log of `files`. What is known never goes back.
     pub(crate) fn advance(&self, files: &Files<D>, new: Tip) {
         let mut known = lock(&self.known);
-        if known.identity == files.identity && new.count > known.tip.count {
+        if known.identity == files.identity && new.count >= known.tip.count {
             known.tip = new;
         }
     }
