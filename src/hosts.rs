@@ -47,7 +47,8 @@ pub(crate) fn direct(f_type: i64, mount: &str) -> Result<bool, String> {
     let has = |option| options.split(',').any(|one| one == option);
     let why = match (f_type, kind) {
         (FUSE, "fuseblk" | "fuse.fuse-overlayfs") => return Ok(false),
-        (FUSE, "fuse.ceph-fuse" | "fuse.glusterfs") => return Ok(true),
+        (FUSE, "fuse.ceph-fuse") => return Ok(true),
+        (FUSE, "fuse.glusterfs") => "its caches do not hear of what other hosts write",
         (CEPH, _) if has("recover_session=clean") => {
             "with recover_session=clean a host that was cut off goes on as if it had its locks"
         }
@@ -83,7 +84,6 @@ mod tests {
     #[test]
     fn what_keeps_its_word_when_asked_directly() {
         assert_eq!(on(FUSE, "fuse.ceph-fuse", "user_id=0"), Ok(true));
-        assert_eq!(on(FUSE, "fuse.glusterfs", "user_id=0"), Ok(true));
         assert_eq!(on(CEPH, "ceph", "name=admin,acl"), Ok(true));
         assert_eq!(on(NFS, "nfs4", "vers=4.2,local_lock=none,addr=::1"), Ok(true));
         assert_eq!(on(NFS, "nfs", "vers=3,local_lock=none"), Ok(true));
@@ -95,6 +95,7 @@ mod tests {
             (CEPH, "ceph", "recover_session=clean", "ceph: with recover_session=clean"),
             (NFS, "nfs", "vers=3,nolock,local_lock=all", "nfs: with nolock"),
             (NFS, "nfs4", "vers=4.2,local_lock=flock", "nfs4: with nolock or local_lock"),
+            (FUSE, "fuse.glusterfs", "", "fuse.glusterfs: its caches"),
             (FUSE, "fuse.juicefs", "", "fuse.juicefs: it is not known"),
             (FUSE, "fuse", "", "fuse: it is not known"),
             (FUSE, "virtiofs", "", "virtiofs: it is not known"),
