@@ -86,6 +86,7 @@ impl SimDisk {
         w.hand_over(w.host_of(self.engine));
         let (mut turn, mut strike) = (Turn::default(), None);
         if !w.calm {
+            w.fade();
             w.turns += 1;
             strike = w.strike(kind);
             turn.fail = w.fails(kind);
@@ -323,6 +324,8 @@ impl Disk for SimDisk {
                 }
                 if evicted {
                     inode.evict(0);
+                } else if lost {
+                    w.fades = Some((file.ino, w.rng.next() % 60));
                 }
                 if lost {
                     w.count("failed syncs that lost their pages");

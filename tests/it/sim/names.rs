@@ -26,7 +26,7 @@ impl Sim {
     }
 
     /// Drops the events before one that is there, or is not.
-    pub(super) fn drop_before(&self, engine: usize, store: &Engine, name: &str) {
+    pub(super) fn drop_before(self: &Arc<Sim>, engine: usize, store: &Engine, name: &str) {
         // Nobody takes the name away meanwhile: what was dropped, and of what, would be in doubt.
         let others = std::mem::replace(&mut self.world().steady, true);
         let emptied = self.drop_some(engine, store, name).unwrap_or(false);
@@ -95,7 +95,7 @@ impl Sim {
         result
     }
 
-    pub(super) fn remove(&self, engine: usize, store: &Engine, name: &str) {
+    pub(super) fn remove(self: &Arc<Sim>, engine: usize, store: &Engine, name: &str) {
         let before = self.before(name);
         let (known, empty) =
             self.model(|model| (model.known(before.stream), model.is_empty(before.stream)));
@@ -117,6 +117,10 @@ impl Sim {
         if result.is_ok() {
             let what = if known.floor > 0 { "emptied streams removed" } else { "streams removed" };
             self.world().count(what);
+            if self.roll(3) == 0 {
+                // And the name used anew.
+                self.append(engine, store, name);
+            }
         }
     }
 

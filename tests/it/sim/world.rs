@@ -61,7 +61,9 @@ pub(super) struct World {
     /// lock.
     pub(super) hook: Option<(u64, Hook)>,
     pub(super) waits: bool,
-    /// It does so right now.
+    /// The page cache lets go of a file after so many calls.
+    pub(super) fades: Option<(u64, u64)>,
+    /// Another engine is at work right now.
     pub(super) nested: bool,
     /// Nobody changes a name.
     pub(super) steady: bool,
@@ -118,6 +120,7 @@ impl World {
             doom: None,
             hook: None,
             waits: false,
+            fades: None,
             nested: false,
             steady: false,
             mate: None,
@@ -425,6 +428,17 @@ impl World {
         self.settle_names(dir);
         self.count("restored from a backup");
         Some((from, self.stream(dir)?))
+    }
+    /// What a failed sync lost is in the cache for a while.
+    pub(super) fn fade(&mut self) {
+        let Some((ino, left)) = self.fades.take() else { return };
+        if left > 0 {
+            self.fades = Some((ino, left - 1));
+        } else if let Some(inode) = self.files.get_mut(&ino) {
+            inode.evict(0);
+            self.faults += 1;
+            self.note("    it fades".into());
+        }
     }
     /// What befalls this call.
     pub(super) fn strike(&mut self, kind: Kind) -> Option<Strike> {
