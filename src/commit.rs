@@ -319,17 +319,19 @@ impl<D: Disk> Stream<D> {
                 (Some(_), _) => {}
                 (None, None) => match self.hold(&files, true) {
                     Ok(Some((held, tip))) => {
-                        return self.release_after(held, change(&files, tip));
+                        return self.release_after(&files, held, change(&files, tip));
                     }
                     // Another stream has the name now.
                     Err(Error::NotFound) => return Err(Error::NotFound),
                     // Files that fail may be dead, and STORE be mounted anew.
-                    Err(error) if failed => return Err(self.given_up(error)),
+                    Err(error) if failed => {
+                        self.give_up(&files);
+                        return Err(error);
+                    }
                     held => failed = held.is_err(),
                 },
             }
-            drop(files);
-            self.close();
+            self.give_up(&files);
         }
         Err(self.os("log")(std::io::Error::other("it does not stay recovered")))
     }
@@ -348,12 +350,12 @@ impl<D: Disk> Stream<D> {
             return Ok(());
         }
         match self.hold(&files, false) {
-            Ok(Some((held, tip))) => self.release_after(held, change(&files, tip)),
+            Ok(Some((held, tip))) => self.release_after(&files, held, change(&files, tip)),
             Ok(None) => Ok(()),
             // Another stream has the name now.
             Err(Error::NotFound) => Err(Error::NotFound),
             Err(_) => {
-                self.close();
+                self.give_up(&files);
                 Ok(())
             }
         }
@@ -375,11 +377,11 @@ impl<D: Disk> Stream<D> {
 
     /// Nobody is to be told that something is stored, or not, by who may have lost the lock. What became
     /// of a commit the next to use the stream finds out.
-    fn release_after<R>(&self, held: Held<D>, result: Result<R>) -> Result<R> {
+    fn release_after<R>(&self, files: &Files<D>, held: Held<D>, result: Result<R>) -> Result<R> {
         let released = held.release().map_err(self.os("log"));
         let result = released.map_err(|error| self.unknown(&error)).and(result);
         if matches!(result, Err(Error::Unknown { .. })) {
-            self.close();
+            self.give_up(files);
         }
         result
     }

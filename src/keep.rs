@@ -87,7 +87,7 @@ impl<D: Disk> Stream<D> {
         let _writer = lock(&self.writer);
         let files = self.files()?;
         let held = Held::new(self.shared.disk.clone(), files.log.as_ref(), false);
-        let held = held.map_err(self.os("log")).map_err(|error| self.given_up(error))?;
+        let held = held.map_err(self.os("log")).inspect_err(|_| self.close())?;
         let renamed = rename();
         if renamed.is_ok() {
             *lock(&self.name) = name.into();

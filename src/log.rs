@@ -164,7 +164,21 @@ impl<D: Disk> Files<D> {
     /// Whether something follows the end `tip`, or that is not what it was; but for what was known to be
     /// left of a commit that did not come to its end.
     pub(crate) fn changed_behind(&self, tip: &Tip) -> Result<bool> {
-        Ok(![0, self.dead].contains(&self.behind(tip)?))
+        let behind = self.behind(tip)?;
+        if behind == 0 || behind != self.dead {
+            return Ok(behind != 0);
+        }
+        // Another commit may have begun with the same block, and come to its end.
+        let (seed, mut scan, mut here) = (self.seed(), self.scan(PIECE)?, *tip);
+        while let Some(block) = scan.block(seed, page::place(here.end))?
+            && here.leads_to(&block)
+        {
+            here = Tip::from(&block);
+            if here.whole {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// What follows the end `tip`: 0 for nothing, or the checksum of the first block of a commit that
@@ -260,6 +274,14 @@ impl<D: Disk> Files<D> {
     /// Recovers the stream; its end. None when the log has no name any more. `pending`: so many bytes
     /// are to be appended soon.
     pub(crate) fn recover(&mut self, known: Tip, pending: u64, tell: &Tell) -> Result<Option<Tip>> {
+        // As this process left it: what is behind the end need not be read.
+        let (head, index) = (Head::decode(&self.head_bytes()?), self.index_head()?);
+        if let Some(head) = head.filter(|head| known.at > 0 && index == (known.at, head.seed)) {
+            (self.head, self.seen) = (Mutex::new(head), Mutex::new(index));
+            if self.behind(&known) == Ok(0) {
+                return Ok(Some(known));
+            }
+        }
         // What needs nothing to be done needs no lock. What looks damaged may be what another process
         // is writing.
         let mut whole = true;
@@ -270,10 +292,8 @@ impl<D: Disk> Files<D> {
         let told = self.index.is_some() || self.log.is_none();
         let published = is_published(&found, *lock(&self.seen));
         let sound = whole && found.start.is_none() && told && published;
-        // What other hosts have reserved is for who appends to give back.
         let long = page::grown(found.tip.end + pending) + PAGE;
-        let idle = pending == 0 && self.disk.direct();
-        let more = self.behind(&found.tip)? != 0 || !idle && self.len()? > long;
+        let more = self.behind(&found.tip)? != 0 || self.len()? > long;
         let left = |log| self.is_left(log, &found.tip);
         if !sound || more && self.log.as_ref().map_or(Ok(false), left)? {
             let held = Held::new(self.disk.clone(), self.log.as_ref(), !self.write);

@@ -31,7 +31,8 @@ pub(crate) struct Shared<D: Disk> {
     pub(crate) status: Status,
     /// How many threads are committing for others.
     pub(crate) leading: AtomicUsize,
-    /// Those with open files; the next to close them is in front. None when all were let go of.
+    /// Those used lately, which may have open files; the next to close them is in front. None when all were
+    /// let go of.
     open: Mutex<Option<VecDeque<Arc<Stream<D>>>>>,
 }
 
@@ -50,16 +51,18 @@ impl<D: Disk> Shared<D> {
 
     /// Takes in a stream that has just opened its files.
     fn admit(&self, stream: Arc<Stream<D>>) {
-        if let Some(open) = &mut *lock(&self.open) {
+        if let Some(open) = &mut *lock(&self.open)
+            && !open.iter().any(|other| Arc::ptr_eq(other, &stream))
+        {
             open.push_back(stream);
         }
         self.close_idle(OPEN, false);
     }
 
-    /// Closes the files of streams that were not used since they were last looked at here (the CLOCK
-    /// algorithm), until no more than `most` are open; `all`: also where somebody waits. False when there
-    /// was none.
-    pub(crate) fn close_idle(&self, most: usize, all: bool) -> bool {
+    /// Lets go of streams that were not used since they were last looked at here (the CLOCK algorithm),
+    /// until there are no more than `most`; `all`: also where somebody waits. False when no files were
+    /// closed.
+    fn close_idle(&self, most: usize, all: bool) -> bool {
         // Without the lock: that may take its time.
         let mut closed = Vec::new();
         let mut open = lock(&self.open);
@@ -73,18 +76,21 @@ impl<D: Disk> Shared<D> {
             let Some(oldest) = open.pop_front() else {
                 break;
             };
-            // One that is being opened or closed right now is left to whoever does it.
-            let waited = !all && oldest.waiting.load(Relaxed) > 0;
-            let idle = !oldest.used.swap(false, Relaxed) && !waited;
-            let files = try_lock(&oldest.files).filter(|_| idle);
-            // In the middle of a request they stay open in any case, and others would open them again.
-            let unused = |files: &Arc<Files<D>>| Arc::strong_count(files) == 1;
-            match files.map(|mut files| files.take_if(|files| unused(files))) {
-                Some(Some(files)) => closed.push(files),
-                _ => open.push_back(oldest),
+            match oldest.take_unused(all) {
+                Some(files) => closed.extend(files),
+                None => open.push_back(oldest),
             }
         }
         !closed.is_empty()
+    }
+
+    /// Closes the files of streams that were not used since the last time and that nobody waits for. Of the
+    /// streams it is still known what they were.
+    pub(crate) fn rest(&self) {
+        let mut closed = Vec::new();
+        for stream in lock(&self.open).iter().flatten() {
+            closed.extend(stream.take_unused(false).flatten());
+        }
     }
 
     /// Lets go of all streams: each of them holds this.
@@ -264,13 +270,35 @@ impl<D: Disk> Stream<D> {
         }
     }
 
+    /// Takes the files, if there are any, of one that was not used since the last time; `all`: also where
+    /// somebody waits. None of one that was, or is being used, opened or closed right now.
+    fn take_unused(&self, all: bool) -> Option<Option<Arc<Files<D>>>> {
+        let waited = !all && self.waiting.load(Relaxed) > 0;
+        let idle = !self.used.swap(false, Relaxed) && !waited;
+        let mut files = try_lock(&self.files).filter(|_| idle)?;
+        // In the middle of a request they stay open in any case, and others would open them again.
+        let unused = files.as_ref().is_none_or(|files| Arc::strong_count(files) == 1);
+        unused.then(|| files.take())
+    }
+
     /// Closes the files: the next to need them opens them again, by name, and recovers.
     pub(crate) fn close(&self) {
+        self.close_if(|_| true);
+    }
+
+    /// The same, unless others are open by now.
+    pub(crate) fn give_up(&self, files: &Files<D>) {
+        self.close_if(|now| std::ptr::eq(now, files));
+    }
+
+    fn close_if(&self, these: impl Fn(&Files<D>) -> bool) {
         let mut files = lock(&self.files);
-        if let Some(open) = &mut *lock(&self.shared.open) {
-            open.retain(|stream| !std::ptr::eq(&raw const **stream, self));
+        if files.as_ref().is_some_and(|files| these(files)) {
+            if let Some(open) = &mut *lock(&self.shared.open) {
+                open.retain(|stream| !std::ptr::eq(&raw const **stream, self));
+            }
+            *files = None;
         }
-        *files = None;
     }
 
     /// Opens the files and recovers the stream.
@@ -280,9 +308,11 @@ impl<D: Disk> Stream<D> {
             let mut files = Files::open(disk, &self.name(), write)?;
             let known = {
                 let mut known = lock(&self.known);
-                if known.identity != files.identity {
-                    // Another stream has the name, or the first one.
-                    *known = Known { identity: files.identity, tip: Tip::default() };
+                if known.identity == 0 {
+                    known.identity = files.identity;
+                } else if known.identity != files.identity {
+                    // Another stream has the name.
+                    return Err(Error::NotFound);
                 }
                 known.tip
             };
@@ -321,19 +351,15 @@ impl<D: Disk> Stream<D> {
             match stands(&files) {
                 Ok(Some(tip)) => return Ok((files, tip)),
                 // Files that fail may be dead, and STORE be mounted anew.
-                Err(error) if failed.is_some() => return Err(self.given_up(error)),
+                Err(error) if failed.is_some() => {
+                    self.give_up(&files);
+                    return Err(error);
+                }
                 stands => failed = stands.err().or(failed),
             }
-            drop(files);
-            self.close();
+            self.give_up(&files);
         }
         Err(self.os("index")(std::io::Error::other(FLEETING)))
-    }
-
-    /// Closes the files after a call on them has failed.
-    pub(crate) fn given_up(&self, error: Error) -> Error {
-        self.close();
-        error
     }
 
     /// Whether a commit stands behind the end that nobody is at work on any more: what became of it must
@@ -342,8 +368,8 @@ impl<D: Disk> Stream<D> {
         if files.log.is_none() || files.intact.is_some() {
             return Ok(false);
         }
-        // What cannot be read there is for who reads there.
-        if !files.changed_behind(tip).unwrap_or(false) {
+        // What cannot be read there is for who reads there; and what has another name by now for others.
+        if !files.changed_behind(tip).unwrap_or(false) || !files.matched()? {
             return Ok(false);
         }
         // Another descriptor than that by which a thread of ours may have the lock.

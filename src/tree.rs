@@ -65,7 +65,7 @@ impl Tree {
     /// Closes the files of streams that were not used since the last time and that nobody waits for:
     /// where hosts share them, one that has a file open slows down the one that writes to it.
     pub fn rest(&self) {
-        self.store.shared.close_idle(0, false);
+        self.store.shared.rest();
     }
 
     /// Tells the operator.

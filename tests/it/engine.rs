@@ -249,6 +249,45 @@ fn unlock_soon(log: File) -> std::thread::JoinHandle<()> {
     })
 }
 
+/// With the clock behind and an event cut at the end of a page, two commits may begin with the same block.
+#[test]
+fn a_commit_that_begins_as_one_without_an_end_did_is_another() {
+    let (dir, ..) = with_one();
+    let path = dir.path().join("s/log");
+    let log = File::options().read(true).write(true).open(&path).unwrap();
+    let bytes = fs::read(&path).unwrap();
+    let ([seed, ..], last) = (format::head(&bytes).unwrap(), &blocks(&bytes)[0]);
+    let begin = format::Block {
+        at: last.end(),
+        flags: format::FIRST | format::MORE,
+        prev: last.crc,
+        events: 0,
+        index: last.next(),
+        time: last.time + 1,
+        view: last.view + last.payload.len(),
+        payload: b"x".to_vec(),
+        ..last.clone()
+    };
+    log.write_all_at(&begin.encode(seed), begin.at as u64).unwrap();
+    let (store, _) = watched(&dir);
+    let s = store.stream("s").unwrap();
+    assert_eq!(s.count(), Ok(1));
+    let begun = blocks(&fs::read(&path).unwrap())[1].clone();
+    let end = format::Block {
+        at: begun.end(),
+        flags: format::LAST | format::CONT,
+        prev: begun.crc,
+        events: 1,
+        view: begun.view + 1,
+        payload: b"y\n".to_vec(),
+        ..begun
+    };
+    log.write_all_at(&end.encode(seed), end.at as u64).unwrap();
+    assert_eq!(s.count(), Ok(2));
+    assert_eq!(s.append(["next"], None), Ok(2));
+    assert_eq!(payloads(&store, "s", 0), [&b"kept"[..], b"xy", b"next"]);
+}
+
 /// While somebody is at work on the log only the index tells a reader of what was acknowledged.
 #[test]
 fn an_index_that_says_the_same_of_another_log_is_not_the_one_that_was_seen() {
