@@ -18,8 +18,8 @@ use crate::status::Status;
 use crate::sys::{lock, try_lock};
 use crate::walk::Tip;
 
-/// At most this many streams have their files open, beside those in the middle of a request and those
-/// that somebody waits for; fewer where there are not so many descriptors.
+/// At most this many streams have their files open, beside those in the middle of a request, those that
+/// somebody waits for and those used since the last turn; fewer where there are not so many descriptors.
 const OPEN: usize = 800;
 
 /// What all streams of a store share.

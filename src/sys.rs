@@ -177,10 +177,10 @@ pub fn statfs(path: &Path) -> io::Result<libc::statfs> {
     Ok(unsafe { stat.assume_init() })
 }
 
-/// Length, links, number and birth of an open file, or of what is at `path`, which is then not
-/// followed, and on which file system. `how` it is asked: AT_STATX flags. Not its times, for which std's `metadata` asks, too: once they were asked for, a
-/// kernel with multigrain timestamps (6.13) gives the next write a new one, and an ext4 without a
-/// journal writes that to the disk with each fdatasync.
+/// Length, links, number, birth and device of an open file, or of what is at `path`, which is then
+/// not followed; `how` to ask, beside that: AT_STATX flags. Not its times, for which std's `metadata`
+/// asks, too: once they were asked for, a kernel with multigrain timestamps (6.13) gives the next
+/// write a new one, and an ext4 without a journal writes that to the disk with each fdatasync.
 pub fn stat(file: Option<&File>, path: &Path, how: i32) -> io::Result<libc::statx> {
     let path = c_path(path)?;
     let flags = libc::AT_EMPTY_PATH | libc::AT_SYMLINK_NOFOLLOW | how;

@@ -7,7 +7,7 @@
  *     unwritten   pwrite on a log comes to its second page, and then fails with EIO
  *     indirect    nothing can be opened with O_DIRECT
  *     unmarked    the first open of the store's mark finds nothing
- *     hung        no call on a name in the store comes back
+ *     hung        no stat of a name in the store comes back
  *     lacking     there is no O_TMPFILE, no fallocate, no birth time, no file handle
  *
  *     counted     each open, stat and pread is added to the file `asked` there
