@@ -142,7 +142,14 @@ fn verdict<D: Disk>(
     let block = files.scan_seen(0, &known).sound(head.seed, known.at);
     let stands = now == Some(*head) && block.is_some_and(|block| Tip::from(&block) == known);
     let known = if ours || !stands { Tip::default() } else { known };
-    let found = files.find_out(known, &mut |gap| tell(gap.into()))?;
+    let mut gaps = Vec::new();
+    let mut found = files.find_out(known, &mut |gap| gaps.push(gap))?;
+    if found.lost.is_some() && known.at > 0 {
+        // What a failed sync left in the cache may be gone since it was looked at.
+        gaps.clear();
+        found = files.find_out(Tip::default(), &mut |gap| gaps.push(gap))?;
+    }
+    gaps.into_iter().for_each(|gap| tell(gap.into()));
     held.release().map_err(files.os("log"))?;
     let count = found.tip.count;
     let lost = found.lost.map(|what| {
