@@ -149,6 +149,10 @@ fn verdict<D: Disk>(
         gaps.clear();
         found = files.find_out(Tip::default(), &mut |gap| gaps.push(gap))?;
     }
+    if files.log.is_none() && !files.matched()? {
+        // Its first commit came meanwhile.
+        return Ok(Tip::default());
+    }
     gaps.into_iter().for_each(|gap| tell(gap.into()));
     held.release().map_err(files.os("log"))?;
     let count = found.tip.count;
