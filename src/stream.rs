@@ -308,11 +308,13 @@ impl<D: Disk> Stream<D> {
             let mut files = Files::open(disk, &self.name(), write)?;
             let known = {
                 let mut known = lock(&self.known);
-                if known.identity == 0 {
-                    known.identity = files.identity;
-                } else if known.identity != files.identity {
-                    // Another stream has the name.
-                    return Err(Error::NotFound);
+                if known.identity != files.identity {
+                    // There idle files are closed, and another host may have given the name to another one.
+                    if self.disk().direct() && ![known.identity, files.identity].contains(&0) {
+                        return Err(Error::NotFound);
+                    }
+                    // Another stream has the name, or the first one.
+                    *known = Known { identity: files.identity, tip: Tip::default() };
                 }
                 known.tip
             };

@@ -362,6 +362,24 @@ fn one_look_from_another_host_keeps_nothing_open() {
     assert_eq!(some, *b"one\ntwo\n");
 }
 
+/// As a rotation does, while somebody here has it open and is idle.
+#[test]
+fn what_was_opened_goes_into_no_other_stream_of_its_name() {
+    let base = public_dir();
+    let (store, hosts) = (store(&base), [Host::new(), Host::new()]);
+    let mounts = [0, 1].map(|n| hosts[n].mount(&store));
+    let [s, there] = [0, 1].map(|n| mounts[n].path().join("s"));
+    append(mounts[0].stream("s").join("events"), "one\n");
+    let mut writer = appender(s.join("events")).unwrap();
+    std::thread::sleep(Duration::from_secs(5));
+    fs::rename(&there, mounts[1].path().join("old")).unwrap();
+    fs::create_dir(&there).unwrap();
+    append(there.join("events"), "new\n");
+    let written = writer.write_all(b"two\n").and_then(|()| close(writer));
+    assert_eq!(errno_of(written), libc::ENOENT);
+    assert_eq!(text(&read(there.join("events"))), "new\n");
+}
+
 #[test]
 fn followers_hear_of_what_other_hosts_commit_and_cost_nothing_while_idle() {
     let base = public_dir();
