@@ -164,21 +164,14 @@ impl<D: Disk> Files<D> {
     /// Whether something follows the end `tip`, or that is not what it was; but for what was known to be
     /// left of a commit that did not come to its end.
     pub(crate) fn changed_behind(&self, tip: &Tip) -> Result<bool> {
-        let behind = self.behind(tip)?;
-        if behind == 0 || behind != self.dead {
-            return Ok(behind != 0);
-        }
-        // Another commit may have begun with the same block, and come to its end.
-        let (seed, mut scan, mut here) = (self.seed(), self.scan(PIECE)?, *tip);
-        while let Some(block) = scan.block(seed, page::place(here.end))?
-            && here.leads_to(&block)
-        {
-            here = Tip::from(&block);
-            if here.whole {
-                return Ok(true);
+        match self.behind(tip)? {
+            0 => Ok(false),
+            // Another commit may have begun with the same block, and come to its end.
+            known if known == self.dead => {
+                walk::leads_on(&mut self.scan(PIECE)?, self.seed(), *tip)
             }
+            _ => Ok(true),
         }
-        Ok(false)
     }
 
     /// What follows the end `tip`: 0 for nothing, or the checksum of the first block of a commit that
@@ -290,7 +283,7 @@ impl<D: Disk> Files<D> {
         self.head = Mutex::new(found.head);
         // Without an index nothing else says what is acknowledged.
         let told = self.index.is_some() || self.log.is_none();
-        let published = is_published(&found, *lock(&self.seen));
+        let published = found.is_published(*lock(&self.seen));
         let sound = whole && found.start.is_none() && told && published;
         let long = page::grown(found.tip.end + pending) + PAGE;
         let more = self.behind(&found.tip)? != 0 || self.len()? > long;
@@ -303,8 +296,8 @@ impl<D: Disk> Files<D> {
                 return Ok(None);
             }
             let unmended;
-            let found_before = whole.then_some(found);
-            (found, unmended) = self.recover_locked(found_before, known, pending, tell)?;
+            let before = whole.then_some(found);
+            (found, unmended) = self.recover_locked(before, known, pending, tell)?;
             self.head = Mutex::new(found.head);
             // What cannot be read there is for who reads there.
             self.dead = self.behind(&found.tip).unwrap_or(0);
@@ -359,7 +352,7 @@ impl<D: Disk> Files<D> {
             self.rewrite(found, start)?;
         }
         let index @ (last, seed) = self.index_head()?;
-        if !is_published(found, index) {
+        if !found.is_published(index) {
             if last > 0 && seed != found.head.seed {
                 let index = self.index.as_ref().map(|index| self.disk.set_len(index, 0));
                 index.transpose().map_err(self.os("index"))?;
@@ -438,11 +431,6 @@ impl<D: Disk> Files<D> {
         let error = self.damaged(gap.first, "it does not check");
         format!("{error}, nor do those behind it up to event {last}")
     }
-}
-
-/// Whether the index says where the end is, if there are events: others may know of no other word.
-fn is_published(found: &Found<Error>, index: (u64, u64)) -> bool {
-    found.tip.at == 0 || index == (found.tip.at, found.head.seed)
 }
 
 /// Tells the operator.

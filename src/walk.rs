@@ -183,6 +183,23 @@ pub fn walk<P: Pages>(
     }
 }
 
+/// Whether a whole commit follows the place `from`.
+///
+/// # Errors
+/// Where the log cannot be read.
+pub fn leads_on<P: Pages>(pages: &mut P, seed: u64, from: Tip) -> Result<bool, P::Error> {
+    let mut here = from;
+    while let Some(block) = pages.block(seed, page::place(here.end))?
+        && here.leads_to(&block)
+    {
+        here = Tip::from(&block);
+        if here.whole {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// The next block behind damage at `at`, if it or one behind it begins a commit. `proof`: such a one,
 /// or one that was acknowledged, as far as one is known.
 fn beyond<P: Pages>(
@@ -247,6 +264,12 @@ pub struct Found<E> {
 impl<E> Found<E> {
     fn new(head: Head, tip: Tip) -> Self {
         Found { head, from: tip, tip, start: None, lost: None, failed: None }
+    }
+
+    /// Whether an index that begins so says where the end is, if there are events: others may know of no
+    /// other word.
+    pub fn is_published(&self, index: (u64, u64)) -> bool {
+        self.tip.at == 0 || index == (self.tip.at, self.head.seed)
     }
 }
 
