@@ -11,7 +11,7 @@ use crate::sys::lock;
 use crate::walk::{self, Evidence, Found, Gap, Pages, Tip};
 
 /// No checksum but one in four thousand million.
-const GONE: u32 = u32::MAX;
+pub(crate) const GONE: u32 = u32::MAX;
 /// What is said when others keep on renaming, removing and creating.
 pub(crate) const FLEETING: &str = "it does not stay this stream's";
 
@@ -176,7 +176,7 @@ impl<D: Disk> Files<D> {
 
     /// What follows the end `tip`: 0 for nothing, or the checksum of the first block of a commit that
     /// is in progress, or that nobody answers for any more; [`GONE`] where the end is not what it was.
-    fn behind(&self, tip: &Tip) -> Result<u32> {
+    pub(crate) fn behind(&self, tip: &Tip) -> Result<u32> {
         let seed = self.seed();
         // No further than to where the next block ends.
         let mut scan = self.scan_to(0, page::place(tip.end) + PAGE);

@@ -11,7 +11,7 @@ use std::time::Instant;
 use crate::batch::{Shape, Tally};
 use crate::disk::Disk;
 use crate::error::{Error, Result};
-use crate::log::{FLEETING, Files};
+use crate::log::{FLEETING, Files, GONE};
 use crate::page;
 use crate::spill::{Ceiling, Spill};
 use crate::status::Status;
@@ -377,8 +377,10 @@ impl<D: Disk> Stream<D> {
         // Another descriptor than that by which a thread of ours may have the lock.
         let open = || self.disk().open(&files.name.join("log"), false).map_err(self.os("log"));
         let left = files.is_left(&self.spared(open)?, tip)?;
-        // Who is at work may be finding out: then these are not the files any more.
+        // Who is at work may be finding out: then these are not the files any more. Nor are they where the
+        // end is not what it was, which the index no longer says.
         Ok(left
+            || files.behind(tip)? == GONE
             || lock(&self.files).as_ref().is_none_or(|now| !std::ptr::eq(&raw const **now, files)))
     }
 

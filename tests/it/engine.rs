@@ -327,6 +327,25 @@ fn an_index_that_says_nothing_any_more_is_not_the_one_that_was_made_again() {
     at_work.join().unwrap();
 }
 
+#[test]
+fn who_opened_an_empty_stream_sees_its_events_though_the_index_reads_as_it_did_then() {
+    let dir = TempDir::new().unwrap();
+    let (one, _) = watched(&dir);
+    one.create("s", 0o755).unwrap();
+    let s = one.stream("s").unwrap();
+    assert_eq!(s.count(), Ok(0));
+    let other = watched(&dir).0.stream("s").unwrap();
+    other.append(["dropped", "too"], None).unwrap();
+    other.drop_before(2).unwrap();
+    let index = dir.path().join("s/index");
+    File::options().write(true).open(index).unwrap().write_all_at(&[0; 16], 0).unwrap();
+    let log = File::open(dir.path().join("s/log")).unwrap();
+    log.lock().unwrap();
+    let at_work = unlock_soon(log);
+    assert_eq!((s.first(), s.count()), (Ok(2), Ok(2)));
+    at_work.join().unwrap();
+}
+
 /// Of a `last` that is further on nobody could say that it is sound.
 #[test]
 fn no_log_gets_longer_than_its_index_can_tell() {

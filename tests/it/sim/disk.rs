@@ -198,6 +198,8 @@ impl Disk for SimDisk {
             if turn.short && len > 1 {
                 len = 1 + w.rng.below(len - 1);
                 w.count("short reads");
+                // No page goes from the cache between two pieces of it.
+                w.fades = w.fades.map(|(ino, left)| (ino, left.max(1)));
             }
             Ok(len)
         })
