@@ -404,7 +404,7 @@ impl<D: Disk> Stream<D> {
             return Err(Error::NotFound);
         }
         // A commit without an end is overwritten.
-        Ok((!files.changed_behind(&tip)?).then_some(tip))
+        Ok((!files.outdated(&tip)?).then_some(tip))
     }
 }
 

@@ -10,10 +10,18 @@ use crate::spill::{PIECE, read_full, write_all};
 use crate::sys::lock;
 use crate::walk::{self, Evidence, Found, Gap, Pages, Tip};
 
-/// No checksum but one in four thousand million.
-pub(crate) const GONE: u32 = u32::MAX;
 /// What is said when others keep on renaming, removing and creating.
 pub(crate) const FLEETING: &str = "it does not stay this stream's";
+
+/// What follows the end of a stream.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Behind {
+    Nothing,
+    /// A commit, or the beginning of one.
+    Begun,
+    /// That end is not what it was.
+    Other,
+}
 
 /// The open files of a stream.
 pub(crate) struct Files<D: Disk> {
@@ -35,8 +43,6 @@ pub(crate) struct Files<D: Disk> {
     pub(crate) intact: Option<(Tip, Error)>,
     /// Why nothing can be appended, until they are opened again.
     pub(crate) unmended: Option<Error>,
-    /// What stood behind the end then, of a commit without an end: see [`Files::behind`].
-    pub(crate) dead: u32,
     /// What the index began with when the end of the stream was last worked out from it.
     pub(crate) seen: Mutex<(u64, u64)>,
     /// Where an event was found last: whoever looks one up, opens and reads it asks three times.
@@ -68,7 +74,6 @@ impl<D: Disk> Files<D> {
             head: Mutex::default(),
             intact: None,
             unmended: None,
-            dead: 0,
             seen: Mutex::default(),
             found: Mutex::default(),
         };
@@ -161,38 +166,36 @@ impl<D: Disk> Files<D> {
         Ok(zeros || Head::decode(&bytes) == Some(known))
     }
 
-    /// Whether something follows the end `tip`, or that is not what it was; but for what was known to be
-    /// left of a commit that did not come to its end.
-    pub(crate) fn changed_behind(&self, tip: &Tip) -> Result<bool> {
-        match self.behind(tip)? {
-            0 => Ok(false),
-            // Another commit may have begun with the same block, and come to its end.
-            known if known == self.dead => {
-                walk::leads_on(&mut self.scan(PIECE)?, self.seed(), *tip)
-            }
-            _ => Ok(true),
-        }
-    }
-
-    /// What follows the end `tip`: 0 for nothing, or the checksum of the first block of a commit that
-    /// is in progress, or that nobody answers for any more; [`GONE`] where the end is not what it was.
-    pub(crate) fn behind(&self, tip: &Tip) -> Result<u32> {
+    /// What follows the end `tip`.
+    pub(crate) fn behind(&self, tip: &Tip) -> Result<Behind> {
         let seed = self.seed();
         // No further than to where the next block ends.
         let mut scan = self.scan_to(0, page::place(tip.end) + PAGE);
         let known = tip.at == 0 || scan.block(seed, tip.at)?.is_some_and(|b| b.crc == tip.crc);
         if !known || (tip.count == 0 && !self.same_head()?) {
-            return Ok(GONE);
+            return Ok(Behind::Other);
         }
-        let behind = scan.block(seed, page::place(tip.end))?;
-        Ok(behind.filter(|block| tip.leads_to(block)).map_or(0, |block| block.crc))
+        let block = scan.block(seed, page::place(tip.end))?.filter(|block| tip.leads_to(block));
+        Ok(block.map_or(Behind::Nothing, |_| Behind::Begun))
     }
 
-    /// Whether nobody is at work on `log`, the log, so that nobody answers any more for what stands behind
-    /// the end `tip`. Nobody waits for a commit only because it is under way; who only looks has the lock
+    /// Whether `tip` is not, or no more, the end: what a commit that did not come to its own has left
+    /// behind it is nothing.
+    pub(crate) fn outdated(&self, tip: &Tip) -> Result<bool> {
+        match self.behind(tip)? {
+            Behind::Nothing => Ok(false),
+            Behind::Begun => walk::leads_on(&mut self.scan(PIECE)?, self.seed(), *tip),
+            Behind::Other => Ok(true),
+        }
+    }
+
+    /// Whether nobody is at work on the log, so that nobody answers any more for what stands behind the
+    /// end `tip`. Nobody waits for a commit only because it is under way; who only looks has the lock
     /// shared, and NFS gives who may not write no other one.
-    pub(crate) fn is_left(&self, log: &D::File, tip: &Tip) -> Result<bool> {
-        let held = Held::try_new(self.disk.clone(), Some(log), true).map_err(self.os("log"))?;
+    pub(crate) fn is_left(&self, tip: &Tip) -> Result<bool> {
+        // Another descriptor than that by which a thread of ours may have the lock.
+        let log = self.disk.open(&self.name.join("log"), false).map_err(self.os("log"))?;
+        let held = Held::try_new(self.disk.clone(), Some(&log), true).map_err(self.os("log"))?;
         let index = self.index_head()?;
         Ok(held.is_some() && (index == *lock(&self.seen) || index.0 == tip.at))
     }
@@ -271,7 +274,7 @@ impl<D: Disk> Files<D> {
         let (head, index) = (Head::decode(&self.head_bytes()?), self.index_head()?);
         if let Some(head) = head.filter(|head| known.at > 0 && index == (known.at, head.seed)) {
             (self.head, self.seen) = (Mutex::new(head), Mutex::new(index));
-            if self.behind(&known) == Ok(0) {
+            if self.outdated(&known) == Ok(false) {
                 return Ok(Some(known));
             }
         }
@@ -285,12 +288,14 @@ impl<D: Disk> Files<D> {
         let told = self.index.is_some() || self.log.is_none();
         let published = found.is_published(*lock(&self.seen));
         let sound = whole && found.start.is_none() && told && published;
-        let long = page::grown(found.tip.end + pending) + PAGE;
-        let more = self.behind(&found.tip)? != 0 || self.len()? > long;
-        let left = |log| self.is_left(log, &found.tip);
-        if !sound || more && self.log.as_ref().map_or(Ok(false), left)? {
-            let held = Held::new(self.disk.clone(), self.log.as_ref(), !self.write);
-            let held = held.map_err(self.os("log"))?;
+        let long = self.write && self.len()? > page::grown(found.tip.end + pending) + PAGE;
+        let (disk, log) = (self.disk.clone(), self.log.as_ref());
+        let held = match sound {
+            true if long => Held::try_new(disk, log, false),
+            true => Ok(None),
+            false => Held::new(disk, log, !self.write).map(Some),
+        };
+        if let Some(held) = held.map_err(self.os("log"))? {
             // A log that was not there yet has come since.
             if !self.named()? || !self.matched()? {
                 return Ok(None);
@@ -299,8 +304,6 @@ impl<D: Disk> Files<D> {
             let before = whole.then_some(found);
             (found, unmended) = self.recover_locked(before, known, pending, tell)?;
             self.head = Mutex::new(found.head);
-            // What cannot be read there is for who reads there.
-            self.dead = self.behind(&found.tip).unwrap_or(0);
             held.release().map_err(self.os("log"))?;
             self.unmended = self.unmended.take().or(unmended);
         }
@@ -325,7 +328,7 @@ impl<D: Disk> Files<D> {
         let found = match before {
             // As its last block is, so is all before it: they are chained. A log is read once.
             Some(found)
-                if self.head_bytes()? == found.head.encode() && self.behind(&found.tip)? == 0 =>
+                if self.head_bytes()? == found.head.encode() && !self.outdated(&found.tip)? =>
             {
                 found
             }
