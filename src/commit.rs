@@ -15,7 +15,7 @@ use crate::disk::{Disk, Held};
 use crate::error::{Error, Result};
 use crate::log::Files;
 use crate::page::{self, HEAD};
-use crate::spill::{PIECE, write_all};
+use crate::spill::write_all;
 use crate::stream::{Batch, Done, Job, Stream};
 use crate::sys::{lock, try_lock};
 use crate::walk::{self, Tip};
@@ -246,7 +246,7 @@ impl<D: Disk> Stream<D> {
             // It comes to nothing, unless what an older attempt left of the same bytes completes it.
             Err(error)
                 if error.no_room()
-                    && walk::walk(&mut files.scan(PIECE)?, head.seed, tip, 0, &mut |_| {})
+                    && walk::walk(&mut files.scan()?, head.seed, tip, 0, &mut |_| {})
                         .is_ok_and(|walked| walked.tip == tip) =>
             {
                 return Err(error);
@@ -302,38 +302,27 @@ impl<D: Disk> Stream<D> {
             return Err(Error::ReadOnly);
         }
         let _writer = lock(&self.writer);
-        // Each turn finds what another process left; nobody can do that forever.
-        let mut failed = false;
-        for turn in 0..16 {
-            let mut files = self.files()?;
+        let mut change = Some(change);
+        self.opened(|files| {
+            if let Some(error) = &files.unmended {
+                return Err(error.clone());
+            }
             if files.intact.is_some() {
-                // It may have been given up meanwhile, and the index deleted.
-                files = self.look()?.0;
+                let why = "the disk lost acknowledged events";
+                let stopped = Error::Stopped { stream: self.title(), why };
+                return Ok(self.seen(files)?.map(|_| Err(stopped)));
             }
-            match (&files.unmended, &files.intact) {
-                (Some(error), _) if turn > 0 => return Err(error.clone()),
-                (None, Some(_)) => {
-                    let why = "the disk lost acknowledged events";
-                    return Err(Error::Stopped { stream: self.title(), why });
+            match self.hold(files, true) {
+                Ok(Some((held, tip))) => {
+                    let change = change.take().map(|change| change(files, tip));
+                    Ok(change.map(|changed| self.release_after(files, held, changed)))
                 }
-                (Some(_), _) => {}
-                (None, None) => match self.hold(&files, true) {
-                    Ok(Some((held, tip))) => {
-                        return self.release_after(&files, held, change(&files, tip));
-                    }
-                    // Another stream has the name now.
-                    Err(Error::NotFound) => return Err(Error::NotFound),
-                    // Files that fail may be dead, and STORE be mounted anew.
-                    Err(error) if failed => {
-                        self.give_up(&files);
-                        return Err(error);
-                    }
-                    held => failed = held.is_err(),
-                },
+                Ok(None) => Ok(None),
+                // Another stream has the name now.
+                Err(Error::NotFound) => Ok(Some(Err(Error::NotFound))),
+                Err(error) => Err(error),
             }
-            self.give_up(&files);
-        }
-        Err(self.os("log")(std::io::Error::other("it does not stay recovered")))
+        })?
     }
 
     /// As [`Stream::locked`], but nothing happens where somebody has the lock, or the files are to be opened

@@ -97,9 +97,7 @@ pub trait Disk: Send + Sync + 'static {
 #[derive(Debug)]
 pub struct Real {
     root: PathBuf,
-    /// Other hosts may mount it: log and index bypass the page cache.
-    direct: bool,
-    /// What they tell each other then.
+    /// Where other hosts may mount it, what they tell each other; then log and index bypass the page cache.
     news: Option<Arc<News>>,
 }
 
@@ -122,7 +120,7 @@ impl Deref for Opened {
 impl Real {
     /// A directory that no other host mounts.
     pub fn local(root: impl Into<PathBuf>) -> Real {
-        Real { root: root.into(), direct: false, news: None }
+        Real { root: root.into(), news: None }
     }
 
     /// A directory on any file system, if it can be used there. `single_host`: no other host mounts it.
@@ -141,7 +139,7 @@ impl Real {
             ))),
         })?;
         let news = direct.then(|| Arc::new(News::new(root)));
-        Ok(Real { root: root.into(), direct, news })
+        Ok(Real { root: root.into(), news })
     }
 
     /// Where it is.
@@ -158,7 +156,7 @@ impl Real {
     pub(crate) fn probe(&self, path: &Path) -> Result<()> {
         let read = self.open(path, false).and_then(|file| self.read_at(&file, &mut [0], 0));
         match read {
-            Err(error) if self.direct && error.kind() != io::ErrorKind::NotFound => {
+            Err(error) if self.direct() && error.kind() != io::ErrorKind::NotFound => {
                 Err(Error::Foreign(format!(
                     "{}: other hosts may mount it, but it takes no O_DIRECT: {error}",
                     self.root.display()
@@ -174,7 +172,7 @@ impl Real {
         use io::ErrorKind::{NotFound, PermissionDenied};
         answer.map_err(|error| match error.kind() {
             NotFound | PermissionDenied
-                if self.direct && File::open(self.root.join(MARK)).is_err() =>
+                if self.direct() && File::open(self.root.join(MARK)).is_err() =>
             {
                 io::Error::from_raw_os_error(libc::EIO)
             }
@@ -221,7 +219,7 @@ impl Disk for Real {
     type File = Opened;
 
     fn direct(&self) -> bool {
-        self.direct
+        self.news.is_some()
     }
 
     fn tell(&self, name: &Path) {
@@ -233,10 +231,10 @@ impl Disk for Real {
     fn open(&self, path: &Path, create: bool) -> io::Result<Opened> {
         let mut options = OpenOptions::new();
         options.read(true).write(create).create(create).mode(0o600);
-        let direct = if self.direct { libc::O_DIRECT } else { 0 };
+        let direct = if self.direct() { libc::O_DIRECT } else { 0 };
         options.custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK | direct);
         let file = self.there(self.file(path, |path| options.open(path)))?;
-        Ok(Opened { file, direct: self.direct })
+        Ok(Opened { file, direct: self.direct() })
     }
 
     fn scratch(&self) -> io::Result<Opened> {

@@ -184,7 +184,7 @@ impl<D: Disk> Files<D> {
     pub(crate) fn outdated(&self, tip: &Tip) -> Result<bool> {
         match self.behind(tip)? {
             Behind::Nothing => Ok(false),
-            Behind::Begun => walk::leads_on(&mut self.scan(PIECE)?, self.seed(), *tip),
+            Behind::Begun => walk::leads_on(&mut self.scan()?, self.seed(), *tip),
             Behind::Other => Ok(true),
         }
     }
@@ -224,13 +224,13 @@ impl<D: Disk> Files<D> {
         self.disk.sync_dir("".as_ref()).map_err(Error::os("the store"))
     }
 
-    /// Reads so many bytes at a time, also behind the end of the stream: to recover it.
-    pub(crate) fn scan(&self, window: usize) -> Result<Scan<'_, D>> {
-        Ok(self.scan_to(window, self.len()?))
+    /// Reads also behind the end of the stream, to recover it: more at a time the more there is.
+    pub(crate) fn scan(&self) -> Result<Scan<'_, D>> {
+        Ok(Scan { ahead: PAGE as usize, ..self.scan_to(PIECE, self.len()?) })
     }
 
-    /// The same up to the end `tip`, and not much further: what is behind it may be changing, and a host
-    /// remember for a while that the log is shorter.
+    /// Reads so many bytes at a time up to the end `tip`, and not much further: what is behind it may be
+    /// changing, and a host remember for a while that the log is shorter.
     pub(crate) fn scan_seen(&self, window: usize, tip: &Tip) -> Scan<'_, D> {
         self.scan_to(window, tip.end.next_multiple_of(PAGE))
     }
@@ -238,7 +238,7 @@ impl<D: Disk> Files<D> {
     /// The same of a log that ends at `len`, or before.
     pub(crate) fn scan_to(&self, window: usize, len: u64) -> Scan<'_, D> {
         let window = window.next_multiple_of(PAGE as usize).max(PAGE as usize);
-        Scan { files: self, bytes: Vec::new(), from: 0, window, len }
+        Scan { files: self, bytes: Vec::new(), from: 0, ahead: window, window, len }
     }
 
     /// Log and index still have their names.
@@ -264,20 +264,12 @@ impl<D: Disk> Files<D> {
     ) -> Result<Found<Error>> {
         let evidence = Evidence { head: self.head_bytes()?, index: self.index_head()?, known };
         *lock(&self.seen) = evidence.index;
-        walk::recover(&mut self.scan(PIECE)?, &evidence, damaged)
+        walk::recover(&mut self.scan()?, &evidence, damaged)
     }
 
     /// Recovers the stream; its end. None when the log has no name any more. `pending`: so many bytes
     /// are to be appended soon.
     pub(crate) fn recover(&mut self, known: Tip, pending: u64, tell: &Tell) -> Result<Option<Tip>> {
-        // As this process left it: what is behind the end need not be read.
-        let (head, index) = (Head::decode(&self.head_bytes()?), self.index_head()?);
-        if let Some(head) = head.filter(|head| known.at > 0 && index == (known.at, head.seed)) {
-            (self.head, self.seen) = (Mutex::new(head), Mutex::new(index));
-            if self.outdated(&known) == Ok(false) {
-                return Ok(Some(known));
-            }
-        }
         // What needs nothing to be done needs no lock. What looks damaged may be what another process
         // is writing.
         let mut whole = true;
@@ -404,7 +396,7 @@ impl<D: Disk> Files<D> {
     /// Whether the last commit is still what was found: the cache may have let go of what a failed sync
     /// left in it, before that was read to be written again.
     fn stands(&self, found: &Found<Error>, start: u64) -> Result<bool> {
-        let mut scan = self.scan(PIECE)?;
+        let mut scan = self.scan()?;
         let Some(first) = scan.block(found.head.seed, start)? else {
             return Ok(false);
         };
@@ -445,6 +437,8 @@ pub(crate) struct Scan<'a, D: Disk> {
     bytes: Vec<u8>,
     /// Where the first of them is in the log; a page begins there.
     from: u64,
+    /// So many are read the next time; at most a window.
+    ahead: usize,
     window: usize,
     len: u64,
 }
@@ -460,10 +454,10 @@ impl<D: Disk> Scan<'_, D> {
         self.block(seed, at).ok().flatten()
     }
 
-    fn fill(&mut self, from: u64, window: usize) -> Result<()> {
+    fn fill(&mut self, from: u64, size: usize) -> Result<()> {
         let files = self.files;
-        let most = usize::try_from(self.len - from).unwrap_or(window);
-        self.bytes.resize(window.min(most), 0);
+        let most = usize::try_from(self.len - from).unwrap_or(size);
+        self.bytes.resize(size.min(most), 0);
         self.from = from;
         let read = read_full(&*files.disk, files.log.as_ref(), &mut self.bytes, from);
         if let Ok(read) = read
@@ -488,7 +482,8 @@ impl<D: Disk> Pages for Scan<'_, D> {
         let whole = self.from <= page && whole <= self.from + self.bytes.len() as u64;
         if !whole {
             // One page that cannot be read must not take others with it.
-            self.fill(page, self.window).or_else(|_| self.fill(page, PAGE as usize))?;
+            self.fill(page, self.ahead).or_else(|_| self.fill(page, PAGE as usize))?;
+            self.ahead = self.window.min(2 * self.ahead);
         }
         let end = self.bytes.len().min((page + PAGE - self.from) as usize);
         let begin = end.min((at - self.from) as usize);

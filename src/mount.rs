@@ -223,12 +223,11 @@ fn look_after(waiters: &Arc<Waiters>, device: u64, alone: bool) {
     for look in 0u32.. {
         std::thread::sleep(Duration::from_secs(1) / LOOKS_A_SECOND);
         waiters.look_for_signals(proc::signalled);
-        let second = look % LOOKS_A_SECOND == 0;
         if alone {
-            waiters.look(second);
+            waiters.look();
         }
         // Who waits keeps a mount alive that was detached lazily.
-        if second {
+        if look.is_multiple_of(LOOKS_A_SECOND) {
             let is_mounted = mounted(device, "").unwrap_or(true);
             if was_mounted && !is_mounted {
                 waiters.end();

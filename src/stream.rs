@@ -329,39 +329,39 @@ impl<D: Disk> Stream<D> {
 
     /// The files, and how much there is to see now.
     pub(crate) fn look(self: &Arc<Self>) -> Result<(Arc<Files<D>>, Tip)> {
-        self.opened(|files| self.seen(files))
+        self.opened(|files| Ok(self.seen(files)?.map(|tip| (files.clone(), tip))))
     }
 
     /// The same for who asks what is at the end, and may try again what is not there: nobody has left a
     /// commit behind it.
     pub(crate) fn look_at_end(self: &Arc<Self>) -> Result<(Arc<Files<D>>, Tip)> {
         self.opened(|files| match self.seen(files)? {
-            Some(tip) if !self.orphaned(files, &tip)? => Ok(Some(tip)),
+            Some(tip) if !self.orphaned(files, &tip)? => Ok(Some((files.clone(), tip))),
             _ => Ok(None),
         })
     }
 
-    /// The files for which `stands` says how much there is to see; None: they are to be opened again.
-    fn opened(
+    /// What `run` comes to with the files; None: they are to be opened again.
+    pub(crate) fn opened<R>(
         self: &Arc<Self>,
-        stands: impl Fn(&Files<D>) -> Result<Option<Tip>>,
-    ) -> Result<(Arc<Files<D>>, Tip)> {
-        // What is opened anew is right, unless it changed again.
-        let mut failed = None;
-        for _ in 0..4 {
+        mut run: impl FnMut(&Arc<Files<D>>) -> Result<Option<R>>,
+    ) -> Result<R> {
+        let mut failed = false;
+        // Each turn finds what another process left; nobody can do that forever.
+        for _ in 0..16 {
             let files = self.files()?;
-            match stands(&files) {
-                Ok(Some(tip)) => return Ok((files, tip)),
-                // Files that fail may be dead, and STORE be mounted anew.
-                Err(error) if failed.is_some() => {
-                    self.give_up(&files);
-                    return Err(error);
-                }
-                stands => failed = stands.err().or(failed),
+            let result = run(&files);
+            if !matches!(result, Ok(Some(_))) {
+                self.give_up(&files);
             }
-            self.give_up(&files);
+            match result {
+                Ok(Some(result)) => return Ok(result),
+                // Files that fail may be dead, and STORE be mounted anew.
+                Err(error) if failed => return Err(error),
+                again => failed |= again.is_err(),
+            }
         }
-        Err(self.os("index")(std::io::Error::other(FLEETING)))
+        Err(self.os("log")(std::io::Error::other(FLEETING)))
     }
 
     /// Whether a commit stands behind the end that nobody is at work on any more: what became of it must
@@ -449,26 +449,14 @@ impl<D: Disk> Stream<D> {
         Ok(self.ended(&files).map_or(u64::MAX, |()| tip.view))
     }
 
-    /// Whether there is nothing new, as far as one read tells.
-    fn quiet(&self, files: &Files<D>, seen: u64) -> bool {
-        let tip = self.known();
-        files.index.is_some()
-            && files.intact.is_none()
-            && tip.view <= seen
-            && files.index_head().is_ok_and(|head| head == (tip.at, files.seed()))
-    }
-
     /// Whether there is more than up to the view offset `seen`, for who must not wait for anybody: it
-    /// opens nothing, for that may take the log's lock. `names`: and whether it still has its files.
-    pub(crate) fn glance(&self, seen: u64, names: bool) -> Glance {
+    /// opens nothing, for that may take the log's lock.
+    pub(crate) fn glance(&self, seen: u64) -> Glance {
         let files = match try_lock(&self.files).as_deref() {
             None => return Glance::Busy,
             Some(None) => return Glance::More,
             Some(Some(files)) => files.clone(),
         };
-        if !names && self.quiet(&files, seen) {
-            return Glance::Nothing;
-        }
         // An error is no sign that it is gone: it is for those to see who wait.
         let named = match &files.log {
             Some(log) => self.disk().stat(log).map_or(true, |stat| stat.named),

@@ -153,10 +153,10 @@ impl Waiters {
         }
     }
 
-    /// Looks for what other mounts of this host have committed; `names`: and removed.
-    pub fn look(self: &Arc<Self>, names: bool) {
+    /// Looks for what other mounts of this host have committed, and removed.
+    pub fn look(self: &Arc<Self>) {
         for (stream, seen) in self.streams() {
-            self.glance(stream, seen, names);
+            self.glance(stream, seen);
         }
     }
 
@@ -173,13 +173,13 @@ impl Waiters {
             let word = word(&stream.name());
             // About once a minute nobody need tell of it: a host may have died before it did.
             let due = heard[word] || before[word] || turn as usize % (2 * WORDS) == 2 * word;
-            left[word] |= due && !self.glance(stream, seen, true);
+            left[word] |= due && !self.glance(stream, seen);
         }
     }
 
     /// Answers those who wait for more of a stream, when there is. False where it could not be looked at.
-    fn glance(self: &Arc<Self>, stream: Arc<Stream<Real>>, seen: u64, names: bool) -> bool {
-        match stream.glance(seen, names) {
+    fn glance(self: &Arc<Self>, stream: Arc<Stream<Real>>, seen: u64) -> bool {
+        match stream.glance(seen) {
             Glance::Nothing => {}
             Glance::Busy => return false,
             // Whose lock somebody holds must not keep this thread from the others.
