@@ -9,6 +9,7 @@ use crate::disk::{Disk, Held, is_stream_name};
 use crate::error::{Error, Result};
 use crate::log::{Files, Scan};
 use crate::page::{Block, Head, PAGE, decode};
+use crate::spill::PIECE;
 use crate::store::Store;
 use crate::sys::lock;
 use crate::walk::{self, Gap, Pages, Tip};
@@ -78,7 +79,7 @@ impl<D: Disk> Store<D> {
         let lost = Head { seed: if last > 0 { seed } else { 0 }, ..Head::default() };
         let head = head.unwrap_or(lost);
         *lock(&files.head) = head;
-        let mut scan = files.scan()?;
+        let mut scan = files.scan(PIECE)?;
         let durable =
             scan.sound(seed, last).filter(|_| seed == head.seed).map(|block| Tip::from(&block));
         let from = match scan.sound(head.seed, head.at) {

@@ -15,7 +15,7 @@ use crate::disk::{Disk, Held};
 use crate::error::{Error, Result};
 use crate::log::Files;
 use crate::page::{self, HEAD};
-use crate::spill::write_all;
+use crate::spill::{PIECE, write_all};
 use crate::stream::{Batch, Done, Job, Stream};
 use crate::sys::{lock, try_lock};
 use crate::walk::{self, Tip};
@@ -246,7 +246,7 @@ impl<D: Disk> Stream<D> {
             // It comes to nothing, unless what an older attempt left of the same bytes completes it.
             Err(error)
                 if error.no_room()
-                    && walk::walk(&mut files.scan()?, head.seed, tip, 0, &mut |_| {})
+                    && walk::walk(&mut files.scan(PIECE)?, head.seed, tip, 0, &mut |_| {})
                         .is_ok_and(|walked| walked.tip == tip) =>
             {
                 return Err(error);
@@ -302,10 +302,11 @@ impl<D: Disk> Stream<D> {
             return Err(Error::ReadOnly);
         }
         let _writer = lock(&self.writer);
-        let mut change = Some(change);
+        let (mut change, mut again) = (Some(change), false);
         self.opened(|files| {
             if let Some(error) = &files.unmended {
-                return Err(error.clone());
+                let tried = std::mem::replace(&mut again, true);
+                return Ok(tried.then(|| Err(error.clone())));
             }
             if files.intact.is_some() {
                 let why = "the disk lost acknowledged events";
@@ -393,7 +394,7 @@ impl<D: Disk> Stream<D> {
             return Err(Error::NotFound);
         }
         // A commit without an end is overwritten.
-        Ok((!files.outdated(&tip)?).then_some(tip))
+        Ok((!files.changed_behind(&tip)?).then_some(tip))
     }
 }
 

@@ -10,18 +10,10 @@ use crate::spill::{PIECE, read_full, write_all};
 use crate::sys::lock;
 use crate::walk::{self, Evidence, Found, Gap, Pages, Tip};
 
+/// No checksum but one in four thousand million.
+pub(crate) const GONE: u32 = u32::MAX;
 /// What is said when others keep on renaming, removing and creating.
 pub(crate) const FLEETING: &str = "it does not stay this stream's";
-
-/// What follows the end of a stream.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Behind {
-    Nothing,
-    /// A commit, or the beginning of one.
-    Begun,
-    /// That end is not what it was.
-    Other,
-}
 
 /// The open files of a stream.
 pub(crate) struct Files<D: Disk> {
@@ -43,6 +35,8 @@ pub(crate) struct Files<D: Disk> {
     pub(crate) intact: Option<(Tip, Error)>,
     /// Why nothing can be appended, until they are opened again.
     pub(crate) unmended: Option<Error>,
+    /// What stood behind the end then, of a commit without an end: see [`Files::behind`].
+    pub(crate) dead: u32,
     /// What the index began with when the end of the stream was last worked out from it.
     pub(crate) seen: Mutex<(u64, u64)>,
     /// Where an event was found last: whoever looks one up, opens and reads it asks three times.
@@ -74,6 +68,7 @@ impl<D: Disk> Files<D> {
             head: Mutex::default(),
             intact: None,
             unmended: None,
+            dead: 0,
             seen: Mutex::default(),
             found: Mutex::default(),
         };
@@ -166,36 +161,38 @@ impl<D: Disk> Files<D> {
         Ok(zeros || Head::decode(&bytes) == Some(known))
     }
 
-    /// What follows the end `tip`.
-    pub(crate) fn behind(&self, tip: &Tip) -> Result<Behind> {
+    /// Whether something follows the end `tip`, or that is not what it was; but for what was known to be
+    /// left of a commit that did not come to its end.
+    pub(crate) fn changed_behind(&self, tip: &Tip) -> Result<bool> {
+        match self.behind(tip)? {
+            0 => Ok(false),
+            // Another commit may have begun with the same block, and come to its end.
+            known if known == self.dead => {
+                walk::leads_on(&mut self.scan(PIECE)?, self.seed(), *tip)
+            }
+            _ => Ok(true),
+        }
+    }
+
+    /// What follows the end `tip`: 0 for nothing, or the checksum of the first block of a commit that
+    /// is in progress, or that nobody answers for any more; [`GONE`] where the end is not what it was.
+    pub(crate) fn behind(&self, tip: &Tip) -> Result<u32> {
         let seed = self.seed();
         // No further than to where the next block ends.
         let mut scan = self.scan_to(0, page::place(tip.end) + PAGE);
         let known = tip.at == 0 || scan.block(seed, tip.at)?.is_some_and(|b| b.crc == tip.crc);
         if !known || (tip.count == 0 && !self.same_head()?) {
-            return Ok(Behind::Other);
+            return Ok(GONE);
         }
-        let block = scan.block(seed, page::place(tip.end))?.filter(|block| tip.leads_to(block));
-        Ok(block.map_or(Behind::Nothing, |_| Behind::Begun))
+        let behind = scan.block(seed, page::place(tip.end))?;
+        Ok(behind.filter(|block| tip.leads_to(block)).map_or(0, |block| block.crc))
     }
 
-    /// Whether `tip` is not, or no more, the end: what a commit that did not come to its own has left
-    /// behind it is nothing.
-    pub(crate) fn outdated(&self, tip: &Tip) -> Result<bool> {
-        match self.behind(tip)? {
-            Behind::Nothing => Ok(false),
-            Behind::Begun => walk::leads_on(&mut self.scan()?, self.seed(), *tip),
-            Behind::Other => Ok(true),
-        }
-    }
-
-    /// Whether nobody is at work on the log, so that nobody answers any more for what stands behind the
-    /// end `tip`. Nobody waits for a commit only because it is under way; who only looks has the lock
+    /// Whether nobody is at work on `log`, the log, so that nobody answers any more for what stands behind
+    /// the end `tip`. Nobody waits for a commit only because it is under way; who only looks has the lock
     /// shared, and NFS gives who may not write no other one.
-    pub(crate) fn is_left(&self, tip: &Tip) -> Result<bool> {
-        // Another descriptor than that by which a thread of ours may have the lock.
-        let log = self.disk.open(&self.name.join("log"), false).map_err(self.os("log"))?;
-        let held = Held::try_new(self.disk.clone(), Some(&log), true).map_err(self.os("log"))?;
+    pub(crate) fn is_left(&self, log: &D::File, tip: &Tip) -> Result<bool> {
+        let held = Held::try_new(self.disk.clone(), Some(log), true).map_err(self.os("log"))?;
         let index = self.index_head()?;
         Ok(held.is_some() && (index == *lock(&self.seen) || index.0 == tip.at))
     }
@@ -224,13 +221,13 @@ impl<D: Disk> Files<D> {
         self.disk.sync_dir("".as_ref()).map_err(Error::os("the store"))
     }
 
-    /// Reads also behind the end of the stream, to recover it: more at a time the more there is.
-    pub(crate) fn scan(&self) -> Result<Scan<'_, D>> {
-        Ok(Scan { ahead: PAGE as usize, ..self.scan_to(PIECE, self.len()?) })
+    /// Reads so many bytes at a time, also behind the end of the stream: to recover it.
+    pub(crate) fn scan(&self, window: usize) -> Result<Scan<'_, D>> {
+        Ok(self.scan_to(window, self.len()?))
     }
 
-    /// Reads so many bytes at a time up to the end `tip`, and not much further: what is behind it may be
-    /// changing, and a host remember for a while that the log is shorter.
+    /// The same up to the end `tip`, and not much further: what is behind it may be changing, and a host
+    /// remember for a while that the log is shorter.
     pub(crate) fn scan_seen(&self, window: usize, tip: &Tip) -> Scan<'_, D> {
         self.scan_to(window, tip.end.next_multiple_of(PAGE))
     }
@@ -238,14 +235,13 @@ impl<D: Disk> Files<D> {
     /// The same of a log that ends at `len`, or before.
     pub(crate) fn scan_to(&self, window: usize, len: u64) -> Scan<'_, D> {
         let window = window.next_multiple_of(PAGE as usize).max(PAGE as usize);
-        Scan { files: self, bytes: Vec::new(), from: 0, ahead: window, window, len }
+        Scan { files: self, bytes: Vec::new(), from: 0, window, len }
     }
 
-    /// Log and index still have their names.
-    pub(crate) fn named(&self) -> Result<bool> {
-        let named = |file: &D::File| self.disk.stat(file).map(|stat| stat.named);
-        let log = self.log.as_ref().map_or(Ok(true), named).map_err(self.os("log"))?;
-        Ok(log && self.index.as_ref().map_or(Ok(true), named).map_err(self.os("index"))?)
+    /// The index, if there was one, still has its name.
+    pub(crate) fn has_index(&self) -> Result<bool> {
+        let stat = self.index.as_ref().map(|index| self.disk.stat(index));
+        Ok(stat.transpose().map_err(self.os("index"))?.is_none_or(|stat| stat.named))
     }
 
     /// How long the log is: bytes.
@@ -264,12 +260,20 @@ impl<D: Disk> Files<D> {
     ) -> Result<Found<Error>> {
         let evidence = Evidence { head: self.head_bytes()?, index: self.index_head()?, known };
         *lock(&self.seen) = evidence.index;
-        walk::recover(&mut self.scan()?, &evidence, damaged)
+        walk::recover(&mut self.scan(PIECE)?, &evidence, damaged)
     }
 
     /// Recovers the stream; its end. None when the log has no name any more. `pending`: so many bytes
     /// are to be appended soon.
     pub(crate) fn recover(&mut self, known: Tip, pending: u64, tell: &Tell) -> Result<Option<Tip>> {
+        // As this process left it: what is behind the end need not be read.
+        let (head, index) = (Head::decode(&self.head_bytes()?), self.index_head()?);
+        if let Some(head) = head.filter(|head| known.at > 0 && index == (known.at, head.seed)) {
+            (self.head, self.seen) = (Mutex::new(head), Mutex::new(index));
+            if self.behind(&known) == Ok(0) {
+                return Ok(Some(known));
+            }
+        }
         // What needs nothing to be done needs no lock. What looks damaged may be what another process
         // is writing.
         let mut whole = true;
@@ -279,23 +283,23 @@ impl<D: Disk> Files<D> {
         // Without an index nothing else says what is acknowledged.
         let told = self.index.is_some() || self.log.is_none();
         let published = found.is_published(*lock(&self.seen));
-        let sound = whole && found.start.is_none() && told && published;
-        let long = self.write && self.len()? > page::grown(found.tip.end + pending) + PAGE;
-        let (disk, log) = (self.disk.clone(), self.log.as_ref());
-        let held = match sound {
-            true if long => Held::try_new(disk, log, false),
-            true => Ok(None),
-            false => Held::new(disk, log, !self.write).map(Some),
-        };
-        if let Some(held) = held.map_err(self.os("log"))? {
+        let sound = whole && told && published;
+        let long = page::grown(found.tip.end + pending) + PAGE;
+        let more = self.behind(&found.tip)? != 0 || self.len()? > long;
+        let left = |log| self.is_left(log, &found.tip);
+        if !sound || more && self.log.as_ref().map_or(Ok(false), left)? {
+            let held = Held::new(self.disk.clone(), self.log.as_ref(), !self.write);
+            let held = held.map_err(self.os("log"))?;
             // A log that was not there yet has come since.
-            if !self.named()? || !self.matched()? {
+            if !self.matched()? || !self.has_index()? {
                 return Ok(None);
             }
             let unmended;
             let before = whole.then_some(found);
             (found, unmended) = self.recover_locked(before, known, pending, tell)?;
             self.head = Mutex::new(found.head);
+            // What cannot be read there is for who reads there.
+            self.dead = self.behind(&found.tip).unwrap_or(0);
             held.release().map_err(self.os("log"))?;
             self.unmended = self.unmended.take().or(unmended);
         }
@@ -320,7 +324,7 @@ impl<D: Disk> Files<D> {
         let found = match before {
             // As its last block is, so is all before it: they are chained. A log is read once.
             Some(found)
-                if self.head_bytes()? == found.head.encode() && !self.outdated(&found.tip)? =>
+                if self.head_bytes()? == found.head.encode() && self.behind(&found.tip)? == 0 =>
             {
                 found
             }
@@ -343,11 +347,12 @@ impl<D: Disk> Files<D> {
 
     /// Makes the last commit durable and visible, when it is not known to be.
     fn mend(&self, found: &Found<Error>, pending: u64, tell: &Tell) -> Result<()> {
-        if let Some(start) = found.start {
-            self.rewrite(found, start)?;
-        }
         let index @ (last, seed) = self.index_head()?;
+        // What was published since it was found was durable then.
         if !found.is_published(index) {
+            if let Some(start) = found.start {
+                self.rewrite(found, start)?;
+            }
             if last > 0 && seed != found.head.seed {
                 let index = self.index.as_ref().map(|index| self.disk.set_len(index, 0));
                 index.transpose().map_err(self.os("index"))?;
@@ -396,7 +401,7 @@ impl<D: Disk> Files<D> {
     /// Whether the last commit is still what was found: the cache may have let go of what a failed sync
     /// left in it, before that was read to be written again.
     fn stands(&self, found: &Found<Error>, start: u64) -> Result<bool> {
-        let mut scan = self.scan()?;
+        let mut scan = self.scan(PIECE)?;
         let Some(first) = scan.block(found.head.seed, start)? else {
             return Ok(false);
         };
@@ -437,8 +442,6 @@ pub(crate) struct Scan<'a, D: Disk> {
     bytes: Vec<u8>,
     /// Where the first of them is in the log; a page begins there.
     from: u64,
-    /// So many are read the next time; at most a window.
-    ahead: usize,
     window: usize,
     len: u64,
 }
@@ -454,10 +457,10 @@ impl<D: Disk> Scan<'_, D> {
         self.block(seed, at).ok().flatten()
     }
 
-    fn fill(&mut self, from: u64, size: usize) -> Result<()> {
+    fn fill(&mut self, from: u64, window: usize) -> Result<()> {
         let files = self.files;
-        let most = usize::try_from(self.len - from).unwrap_or(size);
-        self.bytes.resize(size.min(most), 0);
+        let most = usize::try_from(self.len - from).unwrap_or(window);
+        self.bytes.resize(window.min(most), 0);
         self.from = from;
         let read = read_full(&*files.disk, files.log.as_ref(), &mut self.bytes, from);
         if let Ok(read) = read
@@ -482,8 +485,7 @@ impl<D: Disk> Pages for Scan<'_, D> {
         let whole = self.from <= page && whole <= self.from + self.bytes.len() as u64;
         if !whole {
             // One page that cannot be read must not take others with it.
-            self.fill(page, self.ahead).or_else(|_| self.fill(page, PAGE as usize))?;
-            self.ahead = self.window.min(2 * self.ahead);
+            self.fill(page, self.window).or_else(|_| self.fill(page, PAGE as usize))?;
         }
         let end = self.bytes.len().min((page + PAGE - self.from) as usize);
         let begin = end.min((at - self.from) as usize);

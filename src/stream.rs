@@ -11,7 +11,7 @@ use std::time::Instant;
 use crate::batch::{Shape, Tally};
 use crate::disk::Disk;
 use crate::error::{Error, Result};
-use crate::log::{Behind, FLEETING, Files};
+use crate::log::{FLEETING, Files, GONE};
 use crate::page;
 use crate::spill::{Ceiling, Spill};
 use crate::status::Status;
@@ -371,15 +371,17 @@ impl<D: Disk> Stream<D> {
             return Ok(false);
         }
         // What cannot be read there is for who reads there; and what has another name by now for others.
-        let behind = files.behind(tip).unwrap_or(Behind::Nothing);
-        if behind == Behind::Nothing || !files.matched()? {
+        if !files.changed_behind(tip).unwrap_or(false) || !files.matched()? {
             return Ok(false);
         }
-        let left = self.spared(|| files.is_left(tip))? && files.outdated(tip).unwrap_or(false);
-        // Who is at work may be finding out: then these are not the files any more. Nor are they where the
-        // end is not what it was, which the index no longer says.
+        if files.behind(tip)? == GONE {
+            return Ok(true);
+        }
+        // Another descriptor than that by which a thread of ours may have the lock.
+        let open = || self.disk().open(&files.name.join("log"), false).map_err(self.os("log"));
+        let left = files.is_left(&self.spared(open)?, tip)?;
+        // Who is at work may be finding out: then these are not the files any more.
         Ok(left
-            || behind == Behind::Other
             || lock(&self.files).as_ref().is_none_or(|now| !std::ptr::eq(&raw const **now, files)))
     }
 
@@ -395,7 +397,7 @@ impl<D: Disk> Stream<D> {
         let Some(index) = &files.index else {
             // Nobody commits without one, which may have come and gone since.
             let there = self.disk().identity(&files.name.join("index")).is_ok();
-            let more = files.intact.is_none() && files.outdated(&tip).unwrap_or(false);
+            let more = files.intact.is_none() && files.changed_behind(&tip).unwrap_or(false);
             return Ok((!there && !more).then_some(tip));
         };
         if !self.disk().stat(index).map_err(self.os("index"))?.named {

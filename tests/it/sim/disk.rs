@@ -199,7 +199,8 @@ impl Disk for SimDisk {
                 len = 1 + w.rng.below(len - 1);
                 w.count("short reads");
                 // No page goes from the cache between two pieces of it.
-                w.fades = w.fades.map(|(ino, left)| (ino, left.max(1)));
+                let within = u64::from(!(at + len as u64).is_multiple_of(PAGE));
+                w.fades = w.fades.map(|(ino, left)| (ino, left.max(within)));
             }
             Ok(len)
         })

@@ -72,7 +72,7 @@ const FAULTS: &[Fault] = &[
         "commit.rs",
         &[("if matches!(result, Err(Error::Unknown { .. }))", "if !fault!() && matches!(result, Err(Error::Unknown { .. }))")],
     ),
-    fault("leftovers not looked for", "commit.rs", &[("Ok((!files.outdated(&tip)?).then_some(tip))", "Ok(Some(tip))")]),
+    fault("leftovers not looked for", "commit.rs", &[("Ok((!files.changed_behind(&tip)?).then_some(tip))", "Ok(Some(tip))")]),
     fault("ENOSPC though it may be there", "commit.rs", &[("walked.tip == tip)", "fault!() || walked.tip == tip)")]),
     fault("ENOSPC for a sync", "commit.rs", &[("told.map_err(|error| self.unknown(&error))?;", "told?;")]),
     // ---- locks and guards ----
@@ -142,7 +142,7 @@ const FAULTS: &[Fault] = &[
     fault("adopted without its names", "log.rs", &[(r#"disk.sync_data(log).map_err(self.os("log"))?; self.sync_names()"#, r#"disk.sync_data(log).map_err(self.os("log"))"#)]),
     fault("failed sync of what was adopted ignored", "log.rs", &[(r#"disk.sync_data(log).map_err(self.os("log"))?; self.sync_names()"#, r#"{ let _ = disk.sync_data(log); self.sync_names() }"#)]),
     fault("adopted, not published", "log.rs", &[("self.publish(found.tip.at, found.head.seed)?;", "")]),
-    fault("recovered without the lock", "log.rs", &[("Held::new(disk, log, !self.write)", "Held::new(disk, log.filter(|_| !fault!()), !self.write)")]),
+    fault("recovered without the lock", "log.rs", &[("Held::new(self.disk.clone(), self.log.as_ref(), !self.write)", "Held::new(self.disk.clone(), self.log.as_ref().filter(|_| !fault!()), !self.write)")]),
     fault("read only, without a sync", "log.rs", &[(r#"let synced = self.disk.sync_data(log).map_err(self.os("log"));"#, r#"let synced = if fault!() { Ok(()) } else { self.disk.sync_data(log).map_err(self.os("log")) };"#)]),
     fault("read only, believing the cache", "log.rs", &[(r#"self.disk.forget(log, last - last % PAGE).map_err(self.os("log"))"#, "Ok(())")]),
     fault("log and index of two streams", "log.rs", &[("if files.matched()? {", "if fault!() || files.matched()? {")]),
