@@ -107,15 +107,12 @@ type Asked = Option<(Instant, String)>;
 impl Filesystem for Fuse {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
         // An older kernel has less; what is missing is slower, or mmap fails there.
-        for wanted in [
-            InitFlags::FUSE_ASYNC_DIO,
-            InitFlags::FUSE_ATOMIC_O_TRUNC,
-            InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
-            InitFlags::FUSE_AUTO_INVAL_DATA,
-            InitFlags::FUSE_PARALLEL_DIROPS,
-        ] {
-            let _ = config.add_capabilities(wanted);
-        }
+        let wanted = InitFlags::FUSE_ASYNC_DIO
+            | InitFlags::FUSE_ATOMIC_O_TRUNC
+            | InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP
+            | InitFlags::FUSE_AUTO_INVAL_DATA
+            | InitFlags::FUSE_PARALLEL_DIROPS;
+        let _ = config.add_capabilities(wanted & config.capabilities());
         let _ = config.set_max_write(MAX_WRITE);
         let _ = config.set_max_background(256);
         Ok(())
@@ -283,7 +280,7 @@ impl Filesystem for Fuse {
     fn poll(
         &self,
         request: &Request,
-        node: INodeNo,
+        _: INodeNo,
         handle: FileHandle,
         notifier: PollNotifier,
         _: PollEvents,
@@ -297,10 +294,8 @@ impl Filesystem for Fuse {
         self.run(
             asked,
             reply,
-            |tree| match tree.text(node.0, handle.0) {
-                Some(_) => Ok(true),
-                None => tree.file(handle.0)?.reader.poll(notify),
-            },
+            // The status is as ready as any file.
+            |tree| tree.file(handle.0).map_or(Ok(true), |file| file.reader.poll(notify)),
             |reply, ready| {
                 let write = PollEvents::POLLOUT | PollEvents::POLLWRNORM;
                 let read = PollEvents::POLLIN | PollEvents::POLLRDNORM;

@@ -3,17 +3,15 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, PipeWriter, Read, Write};
+use std::mem::ManuallyDrop;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio, exit};
-use std::sync::atomic::{
-    AtomicBool,
-    Ordering::{Relaxed, SeqCst},
-};
-use std::sync::{Arc, mpsc};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::Duration;
 
 use fuser::{Config, MountOption, Session, SessionACL};
@@ -22,7 +20,7 @@ use smolstore::fuse::Fuse;
 use smolstore::news::{News, TOLD_A_SECOND, WORDS};
 use smolstore::tree::Tree;
 use smolstore::wait::{LOOKS_A_SECOND, Waiters};
-use smolstore::{Store, proc, sys};
+use smolstore::{Store, sys};
 
 /// What the command line asks for.
 #[derive(Default)]
@@ -45,23 +43,16 @@ const BUFFER: usize = 16 << 20;
 
 /// Leaves a child to serve the mount; returns when it does.
 pub(crate) fn in_background(arguments: &Arguments) -> Result<(), String> {
-    let (mut serves, mut report) = io::pipe().map_err(|error| format!("a pipe: {error}"))?;
-    match sys::fork().map_err(|error| format!("cannot start in the background: {error}"))? {
-        None => {
-            drop(serves);
-            if let Err(message) = mount(arguments, Some(&mut report)) {
-                eprintln!("smolstore: {message}");
-            }
-            // Only now does the parent read the end of the pipe: as the first process of a
-            // container its exit is the end of this one.
-            exit(1);
-        }
-        Some(_) => {
-            drop(report);
-            // A child that could not has said why.
-            serves.read_exact(&mut [0]).or_else(|_| exit(1))
-        }
+    let (mut serves, report) = io::pipe().map_err(|error| format!("a pipe: {error}"))?;
+    if sys::fork().map_err(|error| format!("cannot start in the background: {error}"))? {
+        drop(serves);
+        // Not closed before `main` has said what failed: as the first process of a container the
+        // parent, which reads the end of the pipe then, is with its exit the end of this one.
+        return mount(arguments, Some(&mut ManuallyDrop::new(report)));
     }
+    drop(report);
+    // A child that could not has said why.
+    serves.read_exact(&mut [0]).or_else(|_| exit(1))
 }
 
 /// Mounts, tells `report`, and serves until a signal or an unmount.
@@ -114,7 +105,7 @@ pub(crate) fn mount(arguments: &Arguments, report: Option<&mut PipeWriter>) -> R
     }
     notify("READY=1");
     while signals.wait() == libc::SIGUSR1 {
-        let tracing = !tree.tracing.fetch_xor(true, Relaxed);
+        let tracing = !tree.tracing.fetch_xor(true, SeqCst);
         log(if tracing { "tracing requests" } else { "tracing no more" });
     }
     notify("STOPPING=1");
@@ -136,25 +127,21 @@ fn end(alone: bool) -> ! {
 /// Takes the threads and the address space that fuser and commits will, and gives them back: where
 /// fuser gets none it ends, or the process does, and the mount is there without an answer.
 fn rehearse() -> io::Result<()> {
-    let (told, answer) = mpsc::channel();
     let mut held = Vec::new();
     for _ in 0..THREADS + MORE_THREADS {
+        let mut buffer: Vec<u8> = Vec::new();
         // So much is left for all else: a thread that gets none of that ends the process.
         Vec::<u8>::new().try_reserve_exact(16 * BUFFER).map_err(|error| limited(&error))?;
-        let (told, (hold, wait)) = (told.clone(), mpsc::channel::<()>());
-        let take = move || {
-            let mut buffer: Vec<u8> = Vec::new();
-            let _ = told.send(buffer.try_reserve_exact(BUFFER));
-            let _ = wait.recv();
-        };
-        let thread = std::thread::Builder::new().spawn(take);
-        held.push((hold, thread.map_err(|error| limited(&error))?));
-        answer.recv().map_err(io::Error::other)?.map_err(|error| limited(&error))?;
+        buffer.try_reserve_exact(BUFFER).map_err(|error| limited(&error))?;
+        let thread = std::thread::Builder::new().spawn(std::thread::park);
+        held.push((buffer, thread.map_err(|error| limited(&error))?));
     }
-    held.into_iter().try_for_each(|(hold, thread)| {
-        drop(hold);
-        thread.join().map_err(|_| io::Error::other("one of them ended in a fault"))
-    })
+    for (_, thread) in held {
+        thread.thread().unpark();
+        // It has done nothing that could have failed.
+        let _ = thread.join();
+    }
+    Ok(())
 }
 
 fn limited(error: &dyn std::fmt::Display) -> io::Error {
@@ -219,27 +206,22 @@ fn keep_in_touch(news: &News, tree: &Tree, read_only: bool) {
 
 /// Looks after those who wait, for as long as there is a mount. `alone`: no other host mounts the store.
 fn look_after(waiters: &Arc<Waiters>, device: u64, alone: bool) {
-    let mut was_mounted = true;
     for look in 0u32.. {
         std::thread::sleep(Duration::from_secs(1) / LOOKS_A_SECOND);
-        waiters.look_for_signals(proc::signalled);
+        waiters.look_for_signals();
         let second = look % LOOKS_A_SECOND == 0;
         if alone {
             waiters.look(second);
         }
         // Who waits keeps a mount alive that was detached lazily.
-        if second {
-            let is_mounted = mounted(device, "").unwrap_or(true);
-            if was_mounted && !is_mounted {
-                waiters.end();
-            }
-            was_mounted = is_mounted;
+        if second && !mounted(device, "").unwrap_or(true) {
+            waiters.end();
         }
     }
 }
 
 /// Says of an error where it happened.
-fn at(path: &Path) -> impl FnOnce(io::Error) -> String + use<> {
+pub(crate) fn at(path: &Path) -> impl FnOnce(io::Error) -> String + use<> {
     let path = path.display().to_string();
     move |error| format!("{path}: {error}")
 }
