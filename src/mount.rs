@@ -241,8 +241,8 @@ fn check_paths(arguments: &Arguments) -> Result<(PathBuf, PathBuf), String> {
             Err(error) => Err(at(path)(error)),
         }
     };
-    let (within, store) = directory(&arguments.store, "store")?;
-    not_within_a_mount(&store, within.dev())?;
+    let (_, store) = directory(&arguments.store, "store")?;
+    not_within_a_mount(&store)?;
     // Not stat(2), which the kernel may answer from its cache for a while.
     let there = sys::statfs(&arguments.mount_point);
     if there.is_err_and(|error| error.raw_os_error() == Some(libc::ENOTCONN)) {
@@ -267,7 +267,8 @@ fn check_paths(arguments: &Arguments) -> Result<(PathBuf, PathBuf), String> {
 }
 
 /// What is seen through a mount is no store.
-pub(crate) fn not_within_a_mount(path: &Path, device: u64) -> Result<(), String> {
+pub(crate) fn not_within_a_mount(path: &Path) -> Result<(), String> {
+    let device = fs::metadata(path).map_err(at(path))?.dev();
     if mounted(device, " - fuse.smolstore ").unwrap_or(false) {
         let shown = path.display();
         return Err(format!(
