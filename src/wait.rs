@@ -20,7 +20,7 @@ pub const LOOKS_A_SECOND: u32 = 8;
 pub type Answer<R> = Box<dyn FnOnce(Result<R>) + Send>;
 
 /// Called when the wait is over.
-pub(crate) type Wake = Box<dyn FnOnce(Why) + Send>;
+type Wake = Box<dyn FnOnce(Why) + Send>;
 
 /// Why a wait is over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,6 +84,10 @@ impl Waiters {
         lock(&self.parked).entry(key(stream)).or_default().push(waiter);
         if self.ended.load(SeqCst) {
             self.end_those_of(stream);
+        }
+        // What was committed before it could be seen to wait.
+        if stream.news().map_or(true, |news| seen < news) {
+            self.wake(stream);
         }
         ticket
     }
