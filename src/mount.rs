@@ -1,6 +1,7 @@
 //! Mounts, serves, unmounts.
 
 use std::collections::BTreeMap;
+use std::error::Error;
 use std::fs::{self, File};
 use std::io::{self, PipeWriter, Read, Write};
 use std::mem::ManuallyDrop;
@@ -46,8 +47,8 @@ pub(crate) fn in_background(arguments: &Arguments) -> Result<(), String> {
     let (mut serves, report) = io::pipe().map_err(|error| format!("a pipe: {error}"))?;
     if sys::fork().map_err(|error| format!("cannot start in the background: {error}"))? {
         drop(serves);
-        // Not closed before `main` has said what failed: as the first process of a container the
-        // parent, which reads the end of the pipe then, is with its exit the end of this one.
+        // Not closed before `main` has said what failed: the parent, which reads the end of the pipe
+        // then, may be the first process of a container, and its exit the end of this one.
         return mount(arguments, Some(&mut ManuallyDrop::new(report)));
     }
     drop(report);
@@ -59,7 +60,12 @@ pub(crate) fn in_background(arguments: &Arguments) -> Result<(), String> {
 pub(crate) fn mount(arguments: &Arguments, report: Option<&mut PipeWriter>) -> Result<(), String> {
     let signals = sys::Signals::block().map_err(|error| format!("signals: {error}"))?;
     sys::set_limits();
-    rehearse().map_err(|error| format!("no room for {THREADS} threads: {error}"))?;
+    rehearse().map_err(|error| {
+        format!(
+            "no room for {THREADS} threads: {error}; each takes 18 MiB of address space, see \
+             'ulimit -v' and 'ulimit -u' (systemd: LimitAS=, TasksMax=)"
+        )
+    })?;
     let (store_path, mount_point) = check_paths(arguments)?;
 
     let to_stderr = arguments.foreground;
@@ -77,11 +83,10 @@ pub(crate) fn mount(arguments: &Arguments, report: Option<&mut PipeWriter>) -> R
     // Unmounted by somebody else. The rest of the session is kept: it would unmount what others have
     // mounted at the same place since.
     let (serving, place, alone) = (session.guard, mount_point.clone(), news.is_none());
-    let serves = Arc::new(AtomicBool::new(false));
-    let served = serves.clone();
+    static SERVES: AtomicBool = AtomicBool::new(false);
     std::thread::spawn(move || {
         let ended = serving.join();
-        if !served.load(SeqCst) {
+        if !SERVES.load(SeqCst) {
             // Nobody answers whoever is about to ask below.
             eprintln!("smolstore: {}: it cannot serve: {ended:?}", place.display());
             let _ = detach(&place);
@@ -91,7 +96,7 @@ pub(crate) fn mount(arguments: &Arguments, report: Option<&mut PipeWriter>) -> R
     });
     // Answered by the threads just started.
     let device = fs::metadata(&mount_point).map_err(at(&mount_point))?.dev();
-    serves.store(true, SeqCst);
+    SERVES.store(true, SeqCst);
     let waiters = tree.waiters.clone();
     std::thread::spawn(move || look_after(&waiters, device, alone));
     if let Some(news) = news {
@@ -126,15 +131,14 @@ fn end(alone: bool) -> ! {
 
 /// Takes the threads and the address space that fuser and commits will, and gives them back: where
 /// fuser gets none it ends, or the process does, and the mount is there without an answer.
-fn rehearse() -> io::Result<()> {
+fn rehearse() -> Result<(), Box<dyn Error>> {
     let mut held = Vec::new();
     for _ in 0..THREADS + MORE_THREADS {
         let mut buffer: Vec<u8> = Vec::new();
         // So much is left for all else: a thread that gets none of that ends the process.
-        Vec::<u8>::new().try_reserve_exact(16 * BUFFER).map_err(|error| limited(&error))?;
-        buffer.try_reserve_exact(BUFFER).map_err(|error| limited(&error))?;
-        let thread = std::thread::Builder::new().spawn(std::thread::park);
-        held.push((buffer, thread.map_err(|error| limited(&error))?));
+        Vec::<u8>::new().try_reserve_exact(16 * BUFFER)?;
+        buffer.try_reserve_exact(BUFFER)?;
+        held.push((buffer, std::thread::Builder::new().spawn(std::thread::park)?));
     }
     for (_, thread) in held {
         thread.thread().unpark();
@@ -142,13 +146,6 @@ fn rehearse() -> io::Result<()> {
         let _ = thread.join();
     }
     Ok(())
-}
-
-fn limited(error: &dyn std::fmt::Display) -> io::Error {
-    io::Error::other(format!(
-        "{error}; each takes 18 MiB of address space, see 'ulimit -v' and 'ulimit -u' (systemd: \
-         LimitAS=, TasksMax=)"
-    ))
 }
 
 /// Tells systemd, where it started us and wants to know: sd_notify(3).

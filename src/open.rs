@@ -17,7 +17,7 @@ use crate::wait::Waiters;
 
 pub(crate) type Batch = stream::Batch<Real>;
 
-/// An open file of a stream: [`crate::reader`] reads it, [`crate::writer`] writes it.
+/// An open file of a stream: the module `reader` reads it, `writer` writes it.
 pub struct Open {
     pub(crate) node: Node,
     pub(crate) stream: Arc<Stream<Real>>,

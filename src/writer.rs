@@ -170,8 +170,7 @@ impl Open {
             {
                 return Err(Error::Exists);
             }
-            let new = || self.stream.batch(self.shape);
-            let batch = state.batch.get_or_insert_with(new);
+            let batch = state.batch.get_or_insert_with(|| self.stream.batch(self.shape));
             // One event is written from its beginning to its end.
             if one && !self.append && offset != batch.tally().len {
                 return Err(Error::Invalid);
