@@ -67,15 +67,21 @@ pub(crate) fn identity(path: &Path) -> io::Result<u64> {
     Ok(handle.iter().fold(0xcbf2_9ce4_8422_2325, step))
 }
 
-/// Size of a file, and when it was written, 0 for never.
-pub(crate) fn size(node: Node, stream: &Arc<Stream<Real>>) -> Result<(u64, u64)> {
+/// Size of a file, which is known to begin at `base` when it is open, and when it was written, 0 for
+/// never.
+pub(crate) fn size(
+    node: Node,
+    stream: &Arc<Stream<Real>>,
+    base: Option<u64>,
+) -> Result<(u64, u64)> {
     let tip = stream.tip()?;
+    let base = || base.map_or_else(|| stream.view(node.index), Ok);
     let size = match node.kind {
         Kind::New => 0,
         // A file that flows has no end, as a pipe has none. It is not empty, which sendfile(2), as in
         // busybox cat, would take for the end; and not longer, or Java would take that for available.
         Kind::At if node.json => return stream.meta(node.index).map(|(_, _, time)| (1, time)),
-        _ if node.flows() => stream.view(node.index).map(|_| 1)?,
+        _ if node.flows() => base().map(|_| 1)?,
         Kind::Count => tip.count.to_string().len() as u64 + 1,
         Kind::First => stream.first()?.to_string().len() as u64 + 1,
         Kind::At => match stream.meta(node.index) {
@@ -84,7 +90,7 @@ pub(crate) fn size(node: Node, stream: &Arc<Stream<Real>>) -> Result<(u64, u64)>
             Err(Error::NotFound) => 0,
             Err(error) => return Err(error),
         },
-        _ => tip.view.saturating_sub(stream.view(node.index)?),
+        _ => tip.view.saturating_sub(base()?),
     };
     Ok((size, tip.time))
 }

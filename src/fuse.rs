@@ -40,11 +40,10 @@ impl Fuse {
         &self,
         asked: Asked,
         reply: P,
-        request: impl FnOnce(&Tree) -> Result<R>,
+        request: impl FnOnce() -> Result<R>,
         ok: impl FnOnce(P, R),
     ) {
-        let result = catch_unwind(AssertUnwindSafe(|| request(&self.0)));
-        let result = result.unwrap_or(Err(Error::Fault));
+        let result = catch_unwind(AssertUnwindSafe(request)).unwrap_or(Err(Error::Fault));
         answer(&self.0, asked, reply, result, ok);
     }
 
@@ -61,13 +60,13 @@ impl Fuse {
         asked: Asked,
         handle: FileHandle,
         reply: P,
-        request: impl FnOnce(&Tree, Arc<Open>, Answer<R>),
+        request: impl FnOnce(Arc<Open>, Answer<R>),
         ok: impl FnOnce(P, R) + Send + 'static,
     ) {
         let tree = self.0.clone();
         let answer = move |result| answer(&tree, asked, reply, result, ok);
         let run = || match self.0.file(handle.0) {
-            Ok(file) => request(&self.0, file, Box::new(answer)),
+            Ok(file) => request(file, Box::new(answer)),
             Err(error) => answer(Err(error)),
         };
         if catch_unwind(AssertUnwindSafe(run)).is_err() {
@@ -107,15 +106,12 @@ type Asked = Option<(Instant, String)>;
 impl Filesystem for Fuse {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
         // An older kernel has less; what is missing is slower, or mmap fails there.
-        for wanted in [
-            InitFlags::FUSE_ASYNC_DIO,
-            InitFlags::FUSE_ATOMIC_O_TRUNC,
-            InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
-            InitFlags::FUSE_AUTO_INVAL_DATA,
-            InitFlags::FUSE_PARALLEL_DIROPS,
-        ] {
-            let _ = config.add_capabilities(wanted);
-        }
+        let wanted = InitFlags::FUSE_ASYNC_DIO
+            | InitFlags::FUSE_ATOMIC_O_TRUNC
+            | InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP
+            | InitFlags::FUSE_AUTO_INVAL_DATA
+            | InitFlags::FUSE_PARALLEL_DIROPS;
+        let _ = config.add_capabilities(wanted & config.capabilities());
         let _ = config.set_max_write(MAX_WRITE);
         let _ = config.set_max_background(256);
         Ok(())
@@ -123,7 +119,7 @@ impl Filesystem for Fuse {
 
     fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let asked = self.asked(request, format_args!("lookup {parent} {name:?}"));
-        self.run(asked, reply, |tree| tree.lookup(parent.0, name), entry);
+        self.run(asked, reply, || self.0.lookup(parent.0, name), entry);
     }
 
     fn forget(&self, _: &Request, node: INodeNo, lookups: u64) {
@@ -132,7 +128,7 @@ impl Filesystem for Fuse {
 
     fn getattr(&self, request: &Request, node: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
         let asked = self.asked(request, format_args!("getattr {node}"));
-        self.run(asked, reply, |tree| tree.attr(node.0), attr);
+        self.run(asked, reply, || self.0.attr(node.0), attr);
     }
 
     fn setattr(
@@ -157,10 +153,10 @@ impl Filesystem for Fuse {
             request,
             format_args!("setattr {node} mode {mode:?} owner {uid:?} {gid:?} size {size:?}"),
         );
-        let change = |tree: &Tree| {
-            let cut = |size| tree.truncate(node.0, handle.map(|handle| handle.0), size);
+        let change = || {
+            let cut = |size| self.0.truncate(node.0, handle.map(|handle| handle.0), size);
             size.map_or(Ok(()), cut)?;
-            tree.change(node.0, mode, uid, gid)
+            self.0.change(node.0, mode, uid, gid)
         };
         self.run(asked, reply, change, attr);
     }
@@ -168,7 +164,7 @@ impl Filesystem for Fuse {
     fn readlink(&self, request: &Request, node: INodeNo, reply: ReplyData) {
         let asked = self.asked(request, format_args!("readlink {node}"));
         let ok = |reply: ReplyData, target: String| reply.data(target.as_bytes());
-        self.run(asked, reply, |tree| tree.readlink(node.0), ok);
+        self.run(asked, reply, || self.0.readlink(node.0), ok);
     }
 
     fn mknod(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, _: u32, _: u32, reply: ReplyEntry) {
@@ -187,7 +183,7 @@ impl Filesystem for Fuse {
         let asked = self.asked(request, format_args!("mkdir {name:?} {mode:o}"));
         let owner = (request.uid(), request.gid());
         let mode = mode & !umask & 0o7777;
-        self.run(asked, reply, |tree| tree.mkdir(parent.0, name, mode, owner), entry);
+        self.run(asked, reply, || self.0.mkdir(parent.0, name, mode, owner), entry);
     }
 
     fn unlink(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
@@ -196,7 +192,7 @@ impl Filesystem for Fuse {
 
     fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let asked = self.asked(request, format_args!("rmdir {name:?}"));
-        self.run(asked, reply, |tree| tree.rmdir(parent.0, name), empty);
+        self.run(asked, reply, || self.0.rmdir(parent.0, name), empty);
     }
 
     fn rename(
@@ -215,14 +211,14 @@ impl Filesystem for Fuse {
         }
         let (from, to) = ((parent.0, name), (newparent.0, newname));
         let replace = flags.is_empty();
-        self.run(asked, reply, |tree| tree.rename(from, to, replace), empty);
+        self.run(asked, reply, || self.0.rename(from, to, replace), empty);
     }
 
     fn open(&self, request: &Request, node: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let asked = self.asked(request, format_args!("open {node} {:#x}", flags.0));
         let how = open_flags(node, flags);
         let ok = move |reply: ReplyOpen, handle| reply.opened(FileHandle(handle), how);
-        self.run(asked, reply, |tree| tree.open(node.0, flags.0), ok);
+        self.run(asked, reply, || self.0.open(node.0, flags.0), ok);
     }
 
     fn create(
@@ -236,16 +232,11 @@ impl Filesystem for Fuse {
         reply: ReplyCreate,
     ) {
         let asked = self.asked(request, format_args!("create {parent} {name:?} {flags:#x}"));
-        self.run(
-            asked,
-            reply,
-            |tree| tree.create(parent.0, name, flags),
-            |reply, (attr, handle)| {
-                let (attr, handle) = (entry_attr(&attr), FileHandle(handle));
-                let direct = FopenFlags::FOPEN_DIRECT_IO;
-                reply.created(&Duration::ZERO, &attr, Generation(0), handle, direct);
-            },
-        );
+        let ok = |reply: ReplyCreate, (attr, handle)| {
+            let (attr, direct) = (entry_attr(&attr), FopenFlags::FOPEN_DIRECT_IO);
+            reply.created(&Duration::ZERO, &attr, Generation(0), FileHandle(handle), direct);
+        };
+        self.run(asked, reply, || self.0.create(parent.0, name, flags), ok);
     }
 
     fn read(
@@ -271,19 +262,15 @@ impl Filesystem for Fuse {
             return reply.data(&text.as_bytes()[from..to]);
         }
         let wait = (flags.0 & libc::O_NONBLOCK == 0).then_some(request.pid());
-        self.hand_over(
-            asked,
-            handle,
-            reply,
-            |_, file, answer| file.reader.read_on(offset, size as usize, wait, answer),
-            |reply, bytes: Vec<u8>| reply.data(&bytes),
-        );
+        let read = |file: Arc<Open>, answer| file.read_on(offset, size as usize, wait, answer);
+        let ok = |reply: ReplyData, bytes: Vec<u8>| reply.data(&bytes);
+        self.hand_over(asked, handle, reply, read, ok);
     }
 
     fn poll(
         &self,
         request: &Request,
-        node: INodeNo,
+        _: INodeNo,
         handle: FileHandle,
         notifier: PollNotifier,
         _: PollEvents,
@@ -294,19 +281,13 @@ impl Filesystem for Fuse {
         let later = flags.contains(PollFlags::FUSE_POLL_SCHEDULE_NOTIFY);
         // Who no longer polls is told nothing.
         let notify = later.then_some(|| drop(notifier.notify()));
-        self.run(
-            asked,
-            reply,
-            |tree| match tree.text(node.0, handle.0) {
-                Some(_) => Ok(true),
-                None => tree.file(handle.0)?.reader.poll(notify),
-            },
-            |reply, ready| {
-                let write = PollEvents::POLLOUT | PollEvents::POLLWRNORM;
-                let read = PollEvents::POLLIN | PollEvents::POLLRDNORM;
-                reply.poll(if ready { read | write } else { write });
-            },
-        );
+        // The status is as ready as any file.
+        let poll = || self.0.file(handle.0).map_or(Ok(true), |file| file.poll(notify));
+        self.run(asked, reply, poll, |reply: ReplyPoll, ready| {
+            let write = PollEvents::POLLOUT | PollEvents::POLLWRNORM;
+            let read = PollEvents::POLLIN | PollEvents::POLLRDNORM;
+            reply.poll(if ready { read | write } else { write });
+        });
     }
 
     fn write(
@@ -330,13 +311,9 @@ impl Filesystem for Fuse {
         let len = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
         let owner = owner.map_or(0, |owner| owner.0);
         let place = (request.unique().0, offset);
-        self.hand_over(
-            asked,
-            handle,
-            reply,
-            |_, file, answer| file.write(owner, place, bytes, answer),
-            move |reply, ()| reply.written(len),
-        );
+        let write = |file: Arc<Open>, answer| file.write(owner, place, bytes, answer);
+        let ok = move |reply: ReplyWrite, ()| reply.written(len);
+        self.hand_over(asked, handle, reply, write, ok);
     }
 
     fn flush(
@@ -349,15 +326,13 @@ impl Filesystem for Fuse {
     ) {
         let asked = self.asked(request, format_args!("flush {handle}"));
         let pid = request.pid();
-        let flush = |tree: &Tree, file: Arc<Open>, answer| {
-            tree.flush(node.0, &file, owner.0, pid, answer);
-        };
+        let flush = |file: Arc<Open>, answer| self.0.flush(node.0, &file, owner.0, pid, answer);
         self.hand_over(asked, handle, reply, flush, empty);
     }
 
     fn fsync(&self, request: &Request, _: INodeNo, handle: FileHandle, _: bool, reply: ReplyEmpty) {
         let asked = self.asked(request, format_args!("fsync {handle}"));
-        self.hand_over(asked, handle, reply, |_, file, answer| file.writer.sync(answer), empty);
+        self.hand_over(asked, handle, reply, |file, answer| file.sync(answer), empty);
     }
 
     fn release(
@@ -371,13 +346,13 @@ impl Filesystem for Fuse {
         reply: ReplyEmpty,
     ) {
         let asked = self.asked(request, format_args!("release {handle}"));
-        self.run(asked, reply, |tree| tree.release(handle.0), empty);
+        self.run(asked, reply, || self.0.release(handle.0), empty);
     }
 
     fn opendir(&self, request: &Request, node: INodeNo, _: OpenFlags, reply: ReplyOpen) {
         let asked = self.asked(request, format_args!("opendir {node}"));
         let ok = |reply: ReplyOpen, handle| reply.opened(FileHandle(handle), FopenFlags::empty());
-        self.run(asked, reply, |tree| tree.opendir(node.0), ok);
+        self.run(asked, reply, || self.0.opendir(node.0), ok);
     }
 
     fn readdir(
@@ -389,20 +364,16 @@ impl Filesystem for Fuse {
         reply: ReplyDirectory,
     ) {
         let asked = self.asked(request, format_args!("readdir {handle} {offset}"));
-        self.run(
-            asked,
-            reply,
-            |tree| tree.entries(handle.0, offset == 0),
-            |mut reply, entries| {
-                let behind = usize::try_from(offset).unwrap_or(usize::MAX);
-                for (next, (inode, kind, name)) in (1..).zip(&*entries).skip(behind) {
-                    if reply.add(INodeNo(*inode), next, file_type(*kind), name) {
-                        break;
-                    }
+        let entries = || self.0.entries(handle.0, offset == 0);
+        self.run(asked, reply, entries, |mut reply: ReplyDirectory, entries| {
+            let behind = usize::try_from(offset).unwrap_or(usize::MAX);
+            for (next, (inode, kind, name)) in (1..).zip(&*entries).skip(behind) {
+                if reply.add(INodeNo(*inode), next, file_type(*kind), name) {
+                    break;
                 }
-                reply.ok();
-            },
-        );
+            }
+            reply.ok();
+        });
     }
 
     fn releasedir(
@@ -414,7 +385,7 @@ impl Filesystem for Fuse {
         reply: ReplyEmpty,
     ) {
         let asked = self.asked(request, format_args!("releasedir {handle}"));
-        self.run(asked, reply, |tree| tree.release(handle.0), empty);
+        self.run(asked, reply, || self.0.release(handle.0), empty);
     }
 
     fn fsyncdir(
@@ -426,22 +397,27 @@ impl Filesystem for Fuse {
         reply: ReplyEmpty,
     ) {
         let asked = self.asked(request, format_args!("fsyncdir {node}"));
-        self.run(asked, reply, |tree| tree.sync_names(node.0), empty);
+        self.run(asked, reply, || self.0.sync_names(node.0), empty);
     }
 
     fn statfs(&self, request: &Request, _: INodeNo, reply: ReplyStatfs) {
         let asked = self.asked(request, format_args!("statfs"));
-        self.run(asked, reply, Tree::space, |reply, stat| {
-            reply.statfs(
-                stat.f_blocks,
-                stat.f_bfree,
-                stat.f_bavail,
-                stat.f_files,
-                stat.f_ffree,
-                u32::try_from(stat.f_bsize).unwrap_or(4096),
-                u32::try_from(stat.f_namelen).unwrap_or(255),
-                u32::try_from(stat.f_frsize).unwrap_or(4096),
-            );
-        });
+        self.run(
+            asked,
+            reply,
+            || self.0.space(),
+            |reply, stat| {
+                reply.statfs(
+                    stat.f_blocks,
+                    stat.f_bfree,
+                    stat.f_bavail,
+                    stat.f_files,
+                    stat.f_ffree,
+                    u32::try_from(stat.f_bsize).unwrap_or(4096),
+                    u32::try_from(stat.f_namelen).unwrap_or(255),
+                    u32::try_from(stat.f_frsize).unwrap_or(4096),
+                );
+            },
+        );
     }
 }

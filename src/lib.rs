@@ -32,9 +32,9 @@
 //! | `objects`   | the events of a stream as JSON, in pieces       | fuser                     |
 //! | `names`     | numbers for the streams that the kernel knows   | files, clock, threads     |
 //! | [`attr`]    | what stat(2) tells                              | fuser                     |
-//! | [`reader`]  | open files: how far they were read              | fuser                     |
-//! | [`writer`]  | open files: who wrote what, who is told         | fuser                     |
 //! | [`open`]    | open files: who may open what                   | fuser                     |
+//! | `reader`    | open files: how far they were read              | fuser                     |
+//! | `writer`    | open files: who wrote what, who is told         | fuser                     |
 //! | [`tree`]    | the mounted tree: names, attributes, open files | fuser                     |
 //! | `reply`     | the tree's answers in fuser's terms             |                           |
 //! | [`fuse`]    | fuser's requests: convert, call, reply          |                           |
@@ -63,7 +63,7 @@ pub mod open;
 pub mod page;
 pub mod proc;
 mod read;
-pub mod reader;
+mod reader;
 mod reply;
 mod room;
 mod spill;
@@ -75,7 +75,7 @@ pub mod sys;
 pub mod tree;
 pub mod wait;
 pub mod walk;
-pub mod writer;
+mod writer;
 
 pub use error::{Error, Result};
 pub use store::Store;

@@ -5,7 +5,6 @@ mod mount;
 use std::ffi::OsString;
 use std::fs;
 use std::io::{self, IsTerminal, Write};
-use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -41,7 +40,7 @@ prints a line for each fault. Exit status: 0 healthy, 1 faults found, 2 it could
 enum Parsed {
     Mount(Arguments),
     Check(Vec<PathBuf>),
-    Print(String),
+    Print(&'static str),
 }
 
 /// The flags of a mount.
@@ -68,10 +67,9 @@ fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Parsed, String> {
     let mut paths = Vec::new();
     while let Some(argument) = arguments.next() {
         match argument.to_str().unwrap_or_default() {
-            "-h" | "--help" => return Ok(Parsed::Print(HELP.into())),
+            "-h" | "--help" => return Ok(Parsed::Print(HELP)),
             "-V" | "--version" => {
-                let version = env!("CARGO_PKG_VERSION");
-                return Ok(Parsed::Print(format!("smolstore {version}\n")));
+                return Ok(Parsed::Print(concat!("smolstore ", env!("CARGO_PKG_VERSION"), "\n")));
             }
             "--" => paths.extend(arguments.by_ref().map(PathBuf::from)),
             option if checks && option.starts_with('-') => {
@@ -156,9 +154,7 @@ fn main() -> ExitCode {
 fn check(paths: Vec<PathBuf>) -> Result<ExitCode, String> {
     let mut paths = paths.into_iter();
     let path = paths.next().ok_or("check needs a STORE\nTry 'smolstore --help'.")?;
-    let shown = path.display();
-    let found = fs::metadata(&path).map_err(|error| format!("{shown}: {error}"))?;
-    mount::not_within_a_mount(&path, found.dev())?;
+    mount::not_within_a_mount(&path)?;
     let mark = path.join(".smolstore");
     fs::metadata(&mark).map_err(|error| {
         format!(
@@ -174,7 +170,7 @@ fn check(paths: Vec<PathBuf>) -> Result<ExitCode, String> {
     if listed {
         let streams = store.streams().map_err(|error| error.to_string())?;
         let streams: io::Result<Vec<_>> = streams.map(|name| name.map(PathBuf::from)).collect();
-        names = streams.map_err(|error| format!("{}: {error}", path.display()))?;
+        names = streams.map_err(mount::at(&path))?;
         names.sort();
     }
     let (mut streams, mut events, mut bytes, mut faults) = (0u64, 0, 0, 0u64);

@@ -1,19 +1,18 @@
 //! Mounts, serves, unmounts.
 
 use std::collections::BTreeMap;
+use std::error::Error;
 use std::fs::{self, File};
 use std::io::{self, PipeWriter, Read, Write};
+use std::mem::ManuallyDrop;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio, exit};
-use std::sync::atomic::{
-    AtomicBool,
-    Ordering::{Relaxed, SeqCst},
-};
-use std::sync::{Arc, mpsc};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::Duration;
 
 use fuser::{Config, MountOption, Session, SessionACL};
@@ -22,7 +21,7 @@ use smolstore::fuse::Fuse;
 use smolstore::news::{News, TOLD_A_SECOND, WORDS};
 use smolstore::tree::Tree;
 use smolstore::wait::{LOOKS_A_SECOND, Waiters};
-use smolstore::{Store, proc, sys};
+use smolstore::{Store, sys};
 
 /// What the command line asks for.
 #[derive(Default)]
@@ -45,30 +44,28 @@ const BUFFER: usize = 16 << 20;
 
 /// Leaves a child to serve the mount; returns when it does.
 pub(crate) fn in_background(arguments: &Arguments) -> Result<(), String> {
-    let (mut serves, mut report) = io::pipe().map_err(|error| format!("a pipe: {error}"))?;
-    match sys::fork().map_err(|error| format!("cannot start in the background: {error}"))? {
-        None => {
-            drop(serves);
-            if let Err(message) = mount(arguments, Some(&mut report)) {
-                eprintln!("smolstore: {message}");
-            }
-            // Only now does the parent read the end of the pipe: as the first process of a
-            // container its exit is the end of this one.
-            exit(1);
-        }
-        Some(_) => {
-            drop(report);
-            // A child that could not has said why.
-            serves.read_exact(&mut [0]).or_else(|_| exit(1))
-        }
+    let (mut serves, report) = io::pipe().map_err(|error| format!("a pipe: {error}"))?;
+    if sys::fork().map_err(|error| format!("cannot start in the background: {error}"))? {
+        drop(serves);
+        // Not closed before `main` has said what failed: the parent, which reads the end of the pipe
+        // then, may be the first process of a container, and its exit the end of this one.
+        return mount(arguments, Some(&mut ManuallyDrop::new(report)));
     }
+    drop(report);
+    // A child that could not has said why.
+    serves.read_exact(&mut [0]).or_else(|_| exit(1))
 }
 
 /// Mounts, tells `report`, and serves until a signal or an unmount.
 pub(crate) fn mount(arguments: &Arguments, report: Option<&mut PipeWriter>) -> Result<(), String> {
     let signals = sys::Signals::block().map_err(|error| format!("signals: {error}"))?;
     sys::set_limits();
-    rehearse().map_err(|error| format!("no room for {THREADS} threads: {error}"))?;
+    rehearse().map_err(|error| {
+        format!(
+            "no room for {THREADS} threads: {error}; each takes 18 MiB of address space, see \
+             'ulimit -v' and 'ulimit -u' (systemd: LimitAS=, TasksMax=)"
+        )
+    })?;
     let (store_path, mount_point) = check_paths(arguments)?;
 
     let to_stderr = arguments.foreground;
@@ -86,11 +83,10 @@ pub(crate) fn mount(arguments: &Arguments, report: Option<&mut PipeWriter>) -> R
     // Unmounted by somebody else. The rest of the session is kept: it would unmount what others have
     // mounted at the same place since.
     let (serving, place, alone) = (session.guard, mount_point.clone(), news.is_none());
-    let serves = Arc::new(AtomicBool::new(false));
-    let served = serves.clone();
+    static SERVES: AtomicBool = AtomicBool::new(false);
     std::thread::spawn(move || {
         let ended = serving.join();
-        if !served.load(SeqCst) {
+        if !SERVES.load(SeqCst) {
             // Nobody answers whoever is about to ask below.
             eprintln!("smolstore: {}: it cannot serve: {ended:?}", place.display());
             let _ = detach(&place);
@@ -100,7 +96,7 @@ pub(crate) fn mount(arguments: &Arguments, report: Option<&mut PipeWriter>) -> R
     });
     // Answered by the threads just started.
     let device = fs::metadata(&mount_point).map_err(at(&mount_point))?.dev();
-    serves.store(true, SeqCst);
+    SERVES.store(true, SeqCst);
     let waiters = tree.waiters.clone();
     std::thread::spawn(move || look_after(&waiters, device, alone));
     if let Some(news) = news {
@@ -114,7 +110,7 @@ pub(crate) fn mount(arguments: &Arguments, report: Option<&mut PipeWriter>) -> R
     }
     notify("READY=1");
     while signals.wait() == libc::SIGUSR1 {
-        let tracing = !tree.tracing.fetch_xor(true, Relaxed);
+        let tracing = !tree.tracing.fetch_xor(true, SeqCst);
         log(if tracing { "tracing requests" } else { "tracing no more" });
     }
     notify("STOPPING=1");
@@ -135,33 +131,21 @@ fn end(alone: bool) -> ! {
 
 /// Takes the threads and the address space that fuser and commits will, and gives them back: where
 /// fuser gets none it ends, or the process does, and the mount is there without an answer.
-fn rehearse() -> io::Result<()> {
-    let (told, answer) = mpsc::channel();
+fn rehearse() -> Result<(), Box<dyn Error>> {
     let mut held = Vec::new();
     for _ in 0..THREADS + MORE_THREADS {
+        let mut buffer: Vec<u8> = Vec::new();
         // So much is left for all else: a thread that gets none of that ends the process.
-        Vec::<u8>::new().try_reserve_exact(16 * BUFFER).map_err(|error| limited(&error))?;
-        let (told, (hold, wait)) = (told.clone(), mpsc::channel::<()>());
-        let take = move || {
-            let mut buffer: Vec<u8> = Vec::new();
-            let _ = told.send(buffer.try_reserve_exact(BUFFER));
-            let _ = wait.recv();
-        };
-        let thread = std::thread::Builder::new().spawn(take);
-        held.push((hold, thread.map_err(|error| limited(&error))?));
-        answer.recv().map_err(io::Error::other)?.map_err(|error| limited(&error))?;
+        Vec::<u8>::new().try_reserve_exact(16 * BUFFER)?;
+        buffer.try_reserve_exact(BUFFER)?;
+        held.push((buffer, std::thread::Builder::new().spawn(std::thread::park)?));
     }
-    held.into_iter().try_for_each(|(hold, thread)| {
-        drop(hold);
-        thread.join().map_err(|_| io::Error::other("one of them ended in a fault"))
-    })
-}
-
-fn limited(error: &dyn std::fmt::Display) -> io::Error {
-    io::Error::other(format!(
-        "{error}; each takes 18 MiB of address space, see 'ulimit -v' and 'ulimit -u' (systemd: \
-         LimitAS=, TasksMax=)"
-    ))
+    for (_, thread) in held {
+        thread.thread().unpark();
+        // It has done nothing that could have failed.
+        let _ = thread.join();
+    }
+    Ok(())
 }
 
 /// Tells systemd, where it started us and wants to know: sd_notify(3).
@@ -219,26 +203,21 @@ fn keep_in_touch(news: &News, tree: &Tree, read_only: bool) {
 
 /// Looks after those who wait, for as long as there is a mount. `alone`: no other host mounts the store.
 fn look_after(waiters: &Arc<Waiters>, device: u64, alone: bool) {
-    let mut was_mounted = true;
     for look in 0u32.. {
         std::thread::sleep(Duration::from_secs(1) / LOOKS_A_SECOND);
-        waiters.look_for_signals(proc::signalled);
+        waiters.look_for_signals();
         if alone {
             waiters.look();
         }
         // Who waits keeps a mount alive that was detached lazily.
-        if look.is_multiple_of(LOOKS_A_SECOND) {
-            let is_mounted = mounted(device, "").unwrap_or(true);
-            if was_mounted && !is_mounted {
-                waiters.end();
-            }
-            was_mounted = is_mounted;
+        if look.is_multiple_of(LOOKS_A_SECOND) && !mounted(device, "").unwrap_or(true) {
+            waiters.end();
         }
     }
 }
 
 /// Says of an error where it happened.
-fn at(path: &Path) -> impl FnOnce(io::Error) -> String + use<> {
+pub(crate) fn at(path: &Path) -> impl FnOnce(io::Error) -> String + use<> {
     let path = path.display().to_string();
     move |error| format!("{path}: {error}")
 }
@@ -258,8 +237,8 @@ fn check_paths(arguments: &Arguments) -> Result<(PathBuf, PathBuf), String> {
             Err(error) => Err(at(path)(error)),
         }
     };
-    let (within, store) = directory(&arguments.store, "store")?;
-    not_within_a_mount(&store, within.dev())?;
+    let (_, store) = directory(&arguments.store, "store")?;
+    not_within_a_mount(&store)?;
     // Not stat(2), which the kernel may answer from its cache for a while.
     let there = sys::statfs(&arguments.mount_point);
     if there.is_err_and(|error| error.raw_os_error() == Some(libc::ENOTCONN)) {
@@ -284,7 +263,8 @@ fn check_paths(arguments: &Arguments) -> Result<(PathBuf, PathBuf), String> {
 }
 
 /// What is seen through a mount is no store.
-pub(crate) fn not_within_a_mount(path: &Path, device: u64) -> Result<(), String> {
+pub(crate) fn not_within_a_mount(path: &Path) -> Result<(), String> {
+    let device = fs::metadata(path).map_err(at(path))?.dev();
     if mounted(device, " - fuse.smolstore ").unwrap_or(false) {
         let shown = path.display();
         return Err(format!(

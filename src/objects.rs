@@ -6,7 +6,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::disk::Disk;
+use crate::disk::Real;
 use crate::error::{Error, Result};
 use crate::json;
 use crate::spill::PIECE;
@@ -17,6 +17,7 @@ const BYTES: usize = PIECE - PIECE % json::TRIPLE;
 
 /// Events as JSON, and how far they were read.
 pub(crate) struct Objects {
+    stream: Arc<Stream<Real>>,
     /// The events that are still to be made into JSON.
     events: Range<u64>,
     /// Where the first of them begins in the stream's view.
@@ -32,9 +33,9 @@ pub(crate) struct Objects {
 
 impl Objects {
     /// Of these events, as far as there are any; the first of them begins at `view`.
-    pub(crate) fn new(events: Range<u64>, view: u64) -> Objects {
+    pub(crate) fn new(stream: Arc<Stream<Real>>, events: Range<u64>, view: u64) -> Objects {
         let (made, cursor) = (Vec::new(), Cursor::default());
-        Objects { events, view, made, given: 0, long: None, cursor }
+        Objects { stream, events, view, made, given: 0, long: None, cursor }
     }
 
     /// All of the view before this was made into JSON.
@@ -48,13 +49,13 @@ impl Objects {
     }
 
     /// Up to `size` bytes of what comes next; fewer only at the end, or before an error.
-    pub(crate) fn peek<D: Disk>(&mut self, stream: &Arc<Stream<D>>, size: usize) -> Result<&[u8]> {
+    pub(crate) fn peek(&mut self, size: usize) -> Result<&[u8]> {
         if self.made.len() - self.given < size {
             self.made.drain(..self.given);
             self.given = 0;
         }
         while self.made.len() - self.given < size {
-            match self.make(stream) {
+            match self.make() {
                 Ok(true) => {}
                 Err(error) if self.made.is_empty() => return Err(error),
                 Ok(false) | Err(_) => break,
@@ -70,24 +71,23 @@ impl Objects {
     }
 
     /// Makes more. False at the end.
-    fn make<D: Disk>(&mut self, stream: &Arc<Stream<D>>) -> Result<bool> {
-        if let Some((bytes, text)) = self.long.clone() {
-            self.make_of_long(stream, bytes, text)?;
-            return Ok(true);
+    fn make(&mut self) -> Result<bool> {
+        if let Some((left, text)) = self.long.clone() {
+            return self.make_of_long(left, text).map(|()| true);
         }
-        let (files, tip) = stream.look_at_end()?;
+        let (files, tip) = self.stream.look_at_end()?;
         let count = tip.count.min(self.events.end);
         if self.events.start >= count {
             // The end, or nobody knows.
-            return match stream.absent(&files, self.events.start) {
+            return match self.stream.absent(&files, self.events.start) {
                 Error::NotFound => Ok(false),
                 _ if count == self.events.end => Ok(false),
                 error => Err(error),
             };
         }
-        let some = stream.some(self.events.start, count)?;
+        let some = self.stream.some(self.events.start, count)?;
         if some.is_empty() {
-            self.begin_long(stream)?;
+            self.begin_long()?;
         }
         for event in some {
             let text = str::from_utf8(&event.bytes).is_ok();
@@ -102,11 +102,11 @@ impl Objects {
 
     /// Begins with an event that is not to be in memory as a whole. That it is text is known when all
     /// of it was read: it is read twice.
-    fn begin_long<D: Disk>(&mut self, stream: &Arc<Stream<D>>) -> Result<()> {
-        let (view, len, time) = stream.meta(self.events.start)?;
+    fn begin_long(&mut self) -> Result<()> {
+        let (view, len, time) = self.stream.meta(self.events.start)?;
         let (mut at, mut text) = (view, true);
         while text && at < view + len {
-            let bytes = self.read(stream, at..view + len)?;
+            let bytes = self.read(at..view + len)?;
             match json::text(&bytes) {
                 Some(whole) if whole > 0 => at += whole as u64,
                 _ => text = false,
@@ -117,12 +117,7 @@ impl Objects {
         Ok(())
     }
 
-    fn make_of_long<D: Disk>(
-        &mut self,
-        stream: &Arc<Stream<D>>,
-        left: Range<u64>,
-        text: bool,
-    ) -> Result<()> {
+    fn make_of_long(&mut self, left: Range<u64>, text: bool) -> Result<()> {
         if left.is_empty() {
             json::end(&mut self.made);
             self.long = None;
@@ -130,19 +125,19 @@ impl Objects {
             self.view = left.end + 1;
             return Ok(());
         }
-        let bytes = self.read(stream, left.clone())?;
+        let bytes = self.read(left.clone())?;
         json::piece(&bytes, text, &mut self.made);
         self.long = Some((left.start + bytes.len() as u64..left.end, text));
         Ok(())
     }
 
     /// The next bytes of a long event: all of a piece, or an error.
-    fn read<D: Disk>(&mut self, stream: &Arc<Stream<D>>, left: Range<u64>) -> Result<Vec<u8>> {
+    fn read(&mut self, left: Range<u64>) -> Result<Vec<u8>> {
         let most = usize::try_from(left.end - left.start).map_or(BYTES, |left| left.min(BYTES));
         let mut bytes = Vec::with_capacity(most);
         while bytes.len() < most {
             let at = left.start + bytes.len() as u64;
-            let more = stream.read_view(at, most - bytes.len(), &mut self.cursor)?;
+            let more = self.stream.read_view(at, most - bytes.len(), &mut self.cursor)?;
             if more.is_empty() {
                 return Err(Error::NotFound);
             }

@@ -1,29 +1,81 @@
 //! Open files of the tree, and who may open what.
 
 use std::cmp::Ordering;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::ffi::OsString;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 
 use crate::batch::Shape;
 use crate::disk::Real;
 use crate::error::{Error, Result};
-use crate::node::{Horizon, Kind, Node, Type, horizon};
-use crate::reader::Reader;
-use crate::stream::Stream;
+use crate::node::{Kind, Node, Type};
+use crate::objects::Objects;
+use crate::stream::{self, Cursor, Done, Stream};
 use crate::sys::lock;
-use crate::wait::{Answer, Waiters};
-use crate::writer::{State, Writer};
+use crate::wait::Waiters;
 
-/// An open file of a stream.
+pub(crate) type Batch = stream::Batch<Real>;
+
+/// An open file of a stream: the module `reader` reads it, `writer` writes it.
 pub struct Open {
-    /// What was read.
-    pub reader: Arc<Reader>,
-    /// What was written.
-    pub writer: Arc<Writer>,
+    pub(crate) node: Node,
+    pub(crate) stream: Arc<Stream<Real>>,
+    pub(crate) waiters: Arc<Waiters>,
+    /// What it shows begins here in the stream's view; and how much of that, when it is fixed.
+    pub(crate) base: u64,
+    pub(crate) len: u64,
+    pub(crate) shape: Shape,
+    pub(crate) append: bool,
+    /// Each write commits its complete lines, and is told what became of them.
+    pub(crate) through: bool,
+    pub(crate) reading: Mutex<Reading>,
+    pub(crate) writing: Mutex<Writing>,
+}
+
+/// How far an open file was read.
+#[derive(Default)]
+pub(crate) struct Reading {
+    pub(crate) cursor: Cursor,
+    /// Of JSON, what is still to come.
+    pub(crate) objects: Option<Objects>,
+    /// Of a follower, where it is: those who share it share what comes.
+    pub(crate) end: u64,
+    /// Whoever reads knows that this is the end. A follower's file has none, unless its wait is over,
+    /// which is then told once.
+    pub(crate) ended: bool,
+    /// A poller is parked, with this ticket: the kernel knows it by the open file, so one is enough.
+    pub(crate) polled: bool,
+    pub(crate) ticket: u64,
+    /// Of `count` or `first`: what it said.
+    pub(crate) number: String,
+}
+
+/// What an open file has gathered since its last commit.
+#[derive(Default)]
+pub(crate) struct Writing {
+    pub(crate) batch: Option<Batch>,
+    /// For each lock owner with bytes not yet committed: up to where it wrote.
+    pub(crate) owners: HashMap<u64, u64>,
+    /// Bytes ever written: up to where the last one of them wrote.
+    pub(crate) written: u64,
+    /// The kernel's number and the offset of the write taken last.
+    pub(crate) latest: (u64, u64),
+    /// A write or commit failed, and the owners are still to be told.
+    pub(crate) failed: Option<Error>,
+    /// The index the next batch is promised.
+    pub(crate) guard: Option<u64>,
+    /// Where it was opened without O_APPEND: the end of the file, as its writers know it. There they
+    /// write, or not at all.
+    pub(crate) end: Option<u64>,
+    /// The one event there can be is committed.
+    pub(crate) sealed: bool,
     /// Of `first`: events were dropped by it.
-    dropped: Option<AtomicBool>,
+    pub(crate) dropped: bool,
+    /// Whose bytes are being committed: an owner for each batch it has some in.
+    pub(crate) in_flight: Vec<u64>,
+    /// Guarded commits that wait for the one before, which says what they are promised.
+    pub(crate) held: VecDeque<(Batch, Done)>,
 }
 
 impl Open {
@@ -39,7 +91,7 @@ impl Open {
         let append = flags & libc::O_APPEND != 0;
         let one = kind == Kind::New || (kind == Kind::At && write);
         let (mut base, mut len) = (0, u64::MAX);
-        let mut state = State::default();
+        let mut writing = Writing::default();
         match kind {
             Kind::First => {}
             _ if write && node.json => return Err(Error::NotPermitted),
@@ -51,7 +103,7 @@ impl Open {
                     stream.refused(&Error::Exists);
                     return Err(Error::Exists);
                 }
-                Ordering::Equal => state.guard = Some(index),
+                Ordering::Equal => writing.guard = Some(index),
                 Ordering::Greater => return Err(Error::NotFound),
             },
             _ => return Err(Error::NotPermitted),
@@ -71,46 +123,15 @@ impl Open {
             _ => {}
         }
         if write && !append && !one {
-            state.end = Some(stream.tip()?.view.saturating_sub(base));
+            writing.end = Some(stream.tip()?.view.saturating_sub(base));
         }
         let through = !one && (kind == Kind::Lines || flags & libc::O_DSYNC != 0);
         let shape = if one { Shape::One } else { Shape::Lines };
-        let state = Mutex::new(state);
-        let reader = Reader::new(node, stream.clone(), waiters.clone(), (base, len));
-        let writer = Writer { stream, waiters, shape, base, append, through, state };
-        let dropped = (kind == Kind::First).then(AtomicBool::default);
-        Ok(Open { reader: Arc::new(reader), writer: Arc::new(writer), dropped })
-    }
-
-    /// Takes what is written by `owner`; see [`Writer::write`].
-    pub fn write(&self, owner: u64, place: (u64, u64), bytes: &[u8], answer: Answer<()>) {
-        match &self.dropped {
-            Some(dropped) => answer(self.drop_before(dropped, bytes)),
-            None => self.writer.write(owner, place, bytes, answer),
-        }
-    }
-
-    /// Drops the events before the one whose index `bytes` are, in one write: its error is seen where
-    /// that of a close is not.
-    fn drop_before(&self, dropped: &AtomicBool, bytes: &[u8]) -> Result<()> {
-        let number = str::from_utf8(bytes).unwrap_or_default();
-        // Some write the end of a line by itself.
-        if number == "\n" && dropped.load(Relaxed) {
-            return Ok(());
-        }
-        let number = number.strip_suffix('\n').unwrap_or(number);
-        let Some(Horizon::Index(first)) = horizon(number.as_ref()) else {
-            return Err(Error::Invalid);
-        };
-        self.writer.stream.drop_before(first)?;
-        dropped.store(true, Relaxed);
-        Ok(())
-    }
-
-    /// The last close.
-    pub(crate) fn release(&self) {
-        self.reader.release();
-        self.writer.release();
+        let until = if kind == Kind::At { index + 1 } else { u64::MAX };
+        let objects = node.json.then(|| Objects::new(stream.clone(), index..until, base));
+        let reading = Reading { objects, ended: kind == Kind::Follow, ..Reading::default() };
+        let (reading, writing) = (Mutex::new(reading), Mutex::new(writing));
+        Ok(Open { node, stream, waiters, base, len, shape, append, through, reading, writing })
     }
 }
 
@@ -159,7 +180,7 @@ impl Handles {
     /// One that has this file open.
     pub(crate) fn of(&self, node: Node) -> Option<Arc<Open>> {
         lock(&self.open).values().find_map(|handle| match handle {
-            Handle::File(open) if open.reader.node == node => Some(open.clone()),
+            Handle::File(open) if open.node == node => Some(open.clone()),
             _ => None,
         })
     }

@@ -49,8 +49,7 @@ pub fn ending(pid: u32) -> Ending {
         _ => return Ending::Closed,
     }
     let permitted = || fs::read_link(format!("/proc/{pid}/root")).is_ok();
-    fs::read_to_string(format!("/proc/{pid}/stat"))
-        .map_or(Ending::Closed, |stat| judge(&stat, permitted))
+    judge(&fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default(), permitted)
 }
 
 /// Whether a thread has a signal to attend to.
@@ -66,7 +65,7 @@ pub enum Signalled {
     Unknown,
 }
 
-/// Whether the thread `pid` has a signal to attend to.
+/// Whether the thread `pid` has a signal to attend to; 0 is one in a pid namespace that we cannot see.
 pub fn signalled(pid: u32) -> Signalled {
     match fs::read_to_string(format!("/proc/{pid}/status")) {
         Ok(status) => pending(&status),

@@ -1,59 +1,15 @@
 //! The reading half of an open file: how far it was read, who waits there for more.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
-use crate::disk::Real;
 use crate::error::{Error, Result};
-use crate::node::{Kind, Node};
+use crate::node::Kind;
 use crate::objects::Objects;
-use crate::stream::{Cursor, Stream};
+use crate::open::Open;
 use crate::sys::lock;
-use crate::wait::{Answer, Waiters, Wake, Why};
+use crate::wait::{Answer, Why};
 
-/// The reading half of an open file.
-pub struct Reader {
-    pub(crate) node: Node,
-    stream: Arc<Stream<Real>>,
-    waiters: Arc<Waiters>,
-    /// What it shows begins here in the stream's view; and how much of that, when it is fixed.
-    base: u64,
-    len: u64,
-    state: Mutex<State>,
-}
-
-/// How far an open file was read.
-#[derive(Default)]
-struct State {
-    cursor: Cursor,
-    /// Of JSON, what is still to come.
-    objects: Option<Objects>,
-    /// Of a follower, where it is: those who share it share what comes.
-    end: u64,
-    /// Whoever reads knows that this is the end. A follower's file has none, unless its wait is over,
-    /// which is then told once.
-    ended: bool,
-    /// A poller is parked, with this ticket: the kernel knows it by the open file, so one is enough.
-    polled: bool,
-    ticket: u64,
-    /// Of `count` or `first`: what it said.
-    number: String,
-}
-
-impl Reader {
-    /// Of a file that shows the view from `base` on, `len` bytes of it.
-    pub(crate) fn new(
-        node: Node,
-        stream: Arc<Stream<Real>>,
-        waiters: Arc<Waiters>,
-        (base, len): (u64, u64),
-    ) -> Reader {
-        let until = if node.kind == Kind::At { node.index + 1 } else { u64::MAX };
-        let objects = node.json.then(|| Objects::new(node.index..until, base));
-        let ended = node.kind == Kind::Follow;
-        let state = Mutex::new(State { objects, ended, ..State::default() });
-        Reader { node, stream, waiters, base, len, state }
-    }
-
+impl Open {
     /// Where `offset` is in the stream's view.
     fn view(&self, offset: u64) -> u64 {
         self.base.saturating_add(offset)
@@ -61,15 +17,8 @@ impl Reader {
 
     /// How far it was read.
     fn seen(&self) -> u64 {
-        let state = lock(&self.state);
+        let state = lock(&self.reading);
         state.objects.as_ref().map_or(self.view(state.end), Objects::seen)
-    }
-
-    /// Its size, and when it was written.
-    pub(crate) fn size(&self) -> Result<(u64, u64)> {
-        let tip = self.stream.tip()?;
-        let size = if self.node.flows() { 1 } else { tip.view.saturating_sub(self.base) };
-        Ok((size.min(self.len), tip.time))
     }
 
     /// Up to `size` bytes from `offset` on; fewer only at the end.
@@ -78,7 +27,7 @@ impl Reader {
             Kind::New => Ok(Vec::new()),
             _ if self.node.flows() => self.read_next(size),
             kind @ (Kind::Count | Kind::First) => {
-                let number = &mut lock(&self.state).number;
+                let number = &mut lock(&self.reading).number;
                 // Who reads on gets the rest of the same number.
                 if offset == 0 || number.is_empty() {
                     let first = kind == Kind::First;
@@ -92,9 +41,9 @@ impl Reader {
                 let left = usize::try_from(self.len.saturating_sub(offset)).unwrap_or(usize::MAX);
                 let size = size.min(left);
                 // Not under the lock: others may read somewhere else.
-                let mut cursor = std::mem::take(&mut lock(&self.state).cursor);
+                let mut cursor = std::mem::take(&mut lock(&self.reading).cursor);
                 let bytes = self.stream.read_view(self.view(offset), size, &mut cursor)?;
-                let mut reader = lock(&self.state);
+                let mut reader = lock(&self.reading);
                 reader.cursor = cursor;
                 reader.end = reader.end.max(offset.saturating_add(bytes.len() as u64));
                 reader.ended = bytes.is_empty() && size > 0;
@@ -106,11 +55,11 @@ impl Reader {
     /// What was not read of a file that flows, up to `size` bytes. If there is more it ends with an event, when
     /// one fits in: no two of those who share the file are to get halves of it.
     fn read_next(&self, size: usize) -> Result<Vec<u8>> {
-        let mut reader = lock(&self.state);
+        let mut reader = lock(&self.reading);
         let reader = &mut *reader;
         let view = self.view(reader.end);
         let mut bytes = match &mut reader.objects {
-            Some(objects) => objects.peek(&self.stream, size)?.to_vec(),
+            Some(objects) => objects.peek(size)?.to_vec(),
             None => self.stream.read_view(view, size, &mut reader.cursor)?,
         };
         if bytes.len() == size
@@ -149,35 +98,30 @@ impl Reader {
         if self.node.kind != Kind::Follow || !nothing {
             return answer(read);
         }
-        if !std::mem::replace(&mut lock(&self.state).ended, true) {
+        if !std::mem::replace(&mut lock(&self.reading).ended, true) {
             return answer(Ok(Vec::new()));
         }
         match (read, wait) {
             (Err(error), _) => answer(Err(error)),
             (Ok(_), None) => answer(Err(Error::Again)),
-            (Ok(_), Some(thread)) => {
-                let wake = self.answer_later(size, thread, answer);
-                self.wait(self.seen(), Some(thread), wake);
-            }
+            (Ok(_), Some(thread)) => self.answer_later(size, thread, answer),
         }
     }
 
-    fn answer_later(self: &Arc<Self>, size: usize, thread: u32, answer: Answer<Vec<u8>>) -> Wake {
+    fn answer_later(self: &Arc<Self>, size: usize, thread: u32, answer: Answer<Vec<u8>>) {
         let open = self.clone();
-        Box::new(move |why| match why {
+        let wake = move |why| match why {
             Why::Signal => answer(Err(Error::Interrupted)),
             Why::End => answer(Ok(Vec::new())),
             Why::More => match open.read_next(size) {
                 // Another one has it, and an empty answer would be the end.
-                Ok(bytes) if bytes.is_empty() => {
-                    let wake = open.answer_later(size, thread, answer);
-                    open.wait(open.seen(), Some(thread), wake);
-                }
+                Ok(bytes) if bytes.is_empty() => open.answer_later(size, thread, answer),
                 // The stream may be gone, and with it what could have come.
                 Err(Error::NotFound) => answer(Ok(Vec::new())),
                 read => answer(read),
             },
-        })
+        };
+        self.waiters.park(&self.stream, self.seen(), Some(thread), Box::new(wake));
     }
 
     /// Whether there is something this open file has not read. If it is a file that grows, `notify`
@@ -188,8 +132,8 @@ impl Reader {
         if !matches!(self.node.kind, Kind::Events | Kind::Lines | Kind::From | Kind::Follow) {
             return Ok(true);
         }
-        let (end, ended) = (self.seen(), lock(&self.state).ended);
-        if lock(&self.state).objects.as_ref().is_some_and(Objects::ready) {
+        let (end, ended) = (self.seen(), lock(&self.reading).ended);
+        if lock(&self.reading).objects.as_ref().is_some_and(Objects::ready) {
             return Ok(true);
         }
         let news = match self.stream.news() {
@@ -198,36 +142,27 @@ impl Reader {
             news => news?,
         };
         if let Some(notify) = notify
-            && !std::mem::replace(&mut lock(&self.state).polled, true)
+            && !std::mem::replace(&mut lock(&self.reading).polled, true)
         {
             let open = self.clone();
             let wake = move |why| {
-                let mut reader = lock(&open.state);
+                let mut reader = lock(&open.reading);
                 reader.polled = false;
                 reader.ended &= why != Why::End;
                 drop(reader);
                 notify();
             };
-            let ticket = self.wait(news.max(end), None, Box::new(wake));
-            lock(&self.state).ticket = ticket;
+            let ticket = self.waiters.park(&self.stream, news.max(end), None, Box::new(wake));
+            lock(&self.reading).ticket = ticket;
         }
         Ok(!ended || end < news)
     }
 
-    fn wait(self: &Arc<Self>, seen: u64, thread: Option<u32>, wake: Wake) -> u64 {
-        let ticket = self.waiters.park(&self.stream, seen, thread, wake);
-        // What was committed before it could be seen to wait.
-        if self.stream.news().map_or(true, |news| seen < news) {
-            self.waiters.wake(&self.stream);
-        }
-        ticket
-    }
-
     /// The last close. Nobody polls it any more.
-    pub(crate) fn release(&self) {
-        let state = lock(&self.state);
-        let (polled, ticket) = (state.polled, state.ticket);
-        drop(state);
+    pub(crate) fn stop_polling(&self) {
+        let reading = lock(&self.reading);
+        let (polled, ticket) = (reading.polled, reading.ticket);
+        drop(reading);
         if polled {
             self.waiters.leave(&self.stream, ticket);
         }

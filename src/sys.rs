@@ -199,13 +199,12 @@ pub fn user() -> (u32, u32) {
     unsafe { (libc::geteuid(), libc::getegid()) }
 }
 
-/// Splits off a child. Some(pid) in the parent, None in the child.
+/// Splits off a child: true in that, false in the parent.
 ///
 /// Only while the process has a single thread; `main` calls it first of all.
-pub fn fork() -> io::Result<Option<i32>> {
+pub fn fork() -> io::Result<bool> {
     // SAFETY: there is one thread, so the child has everything the parent had, locks included.
-    let pid = check(unsafe { libc::fork() })?;
-    Ok((pid != 0).then_some(pid))
+    check(unsafe { libc::fork() }).map(|pid| pid == 0)
 }
 
 /// Leaves the terminal and the working directory: a session of its own, and /dev/null for the
@@ -241,7 +240,7 @@ pub fn random() -> io::Result<u64> {
     }
 }
 
-/// Whether there is a thread of this number, also one that is hidden from us.
+/// Whether there is a thread of this number, also one that is hidden from us; of 0 always.
 pub fn exists(thread: u32) -> bool {
     // SAFETY: signal 0 is none; the call only looks.
     let sent = check(unsafe { libc::kill(thread.cast_signed(), 0) });

@@ -135,10 +135,10 @@ impl Tree {
             }
             Type::File => {
                 attr.mode &= 0o666;
-                let (size, time) = match size(node, &self.store.stream(&name)?) {
+                let (size, time) = match size(node, &self.store.stream(&name)?, None) {
                     // Who has it open keeps it; but of an event the time is not known any more.
                     Err(Error::Dropped) if node.kind != Kind::At => match self.handles.of(node) {
-                        Some(open) => open.reader.size()?,
+                        Some(open) => size(node, &open.stream, Some(open.base))?,
                         // Its name leads to another one now.
                         None if node.begins() => {
                             return self.attr_of(self.file_of(node, node.kind)?);
@@ -160,7 +160,7 @@ impl Tree {
     pub fn truncate(&self, number: u64, handle: Option<u64>, size: u64) -> Result<()> {
         match handle {
             _ if Node::of(number)?.kind == Kind::First && size == 0 => Ok(()),
-            Some(handle) => self.file(handle)?.writer.truncate(size),
+            Some(handle) => self.file(handle)?.truncate(size),
             None => Err(Error::NotPermitted),
         }
     }
@@ -400,7 +400,7 @@ impl Tree {
 
     /// close(2) of a file of the `number` by the thread `pid`.
     pub fn flush(&self, number: u64, open: &Arc<Open>, owner: u64, pid: u32, answer: Answer<()>) {
-        let Some((events, ending)) = open.writer.flush(owner, || ending(pid), answer) else {
+        let Some((events, ending)) = open.flush(owner, || ending(pid), answer) else {
             return;
         };
         self.store.status().abandoned(events);
@@ -414,7 +414,8 @@ impl Tree {
     /// The last close of an open file or directory.
     pub fn release(&self, handle: u64) -> Result<()> {
         if let Handle::File(open) = self.handles.take(handle)? {
-            open.release();
+            open.stop_polling();
+            open.commit_rest();
         }
         Ok(())
     }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use crate::disk::Real;
 use crate::error::Result;
 use crate::news::{Heard, News, TOLD_A_SECOND, WORDS, word};
-use crate::proc::Signalled;
+use crate::proc::{Signalled, signalled};
 use crate::stream::{Glance, Stream};
 use crate::sys::lock;
 
@@ -20,7 +20,7 @@ pub const LOOKS_A_SECOND: u32 = 8;
 pub type Answer<R> = Box<dyn FnOnce(Result<R>) + Send>;
 
 /// Called when the wait is over.
-pub(crate) type Wake = Box<dyn FnOnce(Why) + Send>;
+type Wake = Box<dyn FnOnce(Why) + Send>;
 
 /// Why a wait is over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,6 +85,10 @@ impl Waiters {
         if self.ended.load(SeqCst) {
             self.end_those_of(stream);
         }
+        // What was committed before it could be seen to wait.
+        if stream.news().map_or(true, |news| seen < news) {
+            self.wake(stream);
+        }
         ticket
     }
 
@@ -125,14 +129,11 @@ impl Waiters {
 
     /// Looks after all who wait: for signals. Of a reader that we cannot see nothing is known: once a
     /// second it may look itself.
-    pub fn look_for_signals(self: &Arc<Self>, signalled: impl Fn(u32) -> Signalled) {
+    pub fn look_for_signals(&self) {
         let reader = |waiter: &Waiter| Some((waiter.stream.clone(), waiter.thread?, waiter.ticket));
         let readers: Vec<_> = lock(&self.parked).values().flatten().filter_map(reader).collect();
         for (stream, thread, ticket) in readers {
-            let signalled = match thread {
-                0 => Signalled::Unknown,
-                thread => signalled(thread),
-            };
+            let signalled = signalled(thread);
             let interrupted = |waiter: &mut Waiter| {
                 if waiter.ticket != ticket {
                     return false;

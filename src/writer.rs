@@ -4,59 +4,16 @@
 //! Several processes may share one open file, and each close of each of them commits: see "Who
 //! commits on close" in the README.
 
-use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, MutexGuard};
 
 use crate::batch::Shape;
-use crate::disk::Real;
 use crate::error::{Error, Result};
+use crate::node::{Horizon, Kind, horizon};
+use crate::open::{Batch, Open, Writing};
 use crate::proc::Ending;
-use crate::stream::{self, Stream};
+use crate::stream::Done;
 use crate::sys::lock;
-use crate::wait::{Answer, Waiters};
-
-type Batch = stream::Batch<Real>;
-
-/// The writing half of an open file.
-pub struct Writer {
-    pub(crate) stream: Arc<Stream<Real>>,
-    pub(crate) waiters: Arc<Waiters>,
-    pub(crate) shape: Shape,
-    /// What the file shows begins here in the stream's view.
-    pub(crate) base: u64,
-    pub(crate) append: bool,
-    /// Each write commits its complete lines, and is told what became of them.
-    pub(crate) through: bool,
-    pub(crate) state: Mutex<State>,
-}
-
-/// What an open file has gathered since its last commit.
-#[derive(Default)]
-pub(crate) struct State {
-    batch: Option<Batch>,
-    /// For each lock owner with bytes not yet committed: up to where it wrote.
-    owners: HashMap<u64, u64>,
-    /// Bytes ever written: up to where the last one of them wrote.
-    written: u64,
-    /// The kernel's number and the offset of the write taken last.
-    latest: (u64, u64),
-    /// A write or commit failed, and the owners are still to be told.
-    failed: Option<Error>,
-    /// The index the next batch is promised.
-    pub(crate) guard: Option<u64>,
-    /// Where it was opened without O_APPEND: the end of the file, as its writers know it. There they
-    /// write, or not at all.
-    pub(crate) end: Option<u64>,
-    /// The one event there can be is committed.
-    sealed: bool,
-    /// Whose bytes are being committed: an owner for each batch it has some in.
-    in_flight: Vec<u64>,
-    /// Guarded commits that wait for the one before, which says what they are promised.
-    held: VecDeque<Submit>,
-}
-
-/// Puts a batch in the stream's queue, with its guard: see [`Stream::enqueue`].
-type Submit = Box<dyn FnOnce(&Writer, Option<u64>) -> bool + Send>;
+use crate::wait::Answer;
 
 /// Who learns by an answer what became of the bytes it wrote.
 #[derive(Clone, Copy)]
@@ -77,11 +34,27 @@ impl Told {
     }
 }
 
-impl State {
+/// How many events a batch comes to.
+fn events(batch: Option<&Batch>) -> u64 {
+    batch.map_or(0, |batch| batch.tally().all_events())
+}
+
+impl Writing {
     /// Gives up the batch; its owners are to be told.
     fn fail(&mut self, error: &Error) {
         self.batch = None;
         self.failed = (!self.owners.is_empty()).then(|| error.clone());
+    }
+
+    /// Only of a long write by io_uring or AIO do several pieces come at a time, and then one may
+    /// overtake another: better no batch than one with its bytes in another order.
+    fn is_in_order(&mut self, place: (u64, u64)) -> Result<()> {
+        let latest = std::mem::replace(&mut self.latest, place);
+        if place.0 < latest.0 && place.1 < latest.1 {
+            let what = "the pieces of an asynchronous write, which came in another order".into();
+            return Err(Error::Os { errno: libc::EIO, what });
+        }
+        Ok(())
     }
 
     /// Takes what is to be committed out of the batch.
@@ -94,8 +67,7 @@ impl State {
             return Ok(None);
         }
         let mut batch = self.batch.take();
-        let torn = batch.as_mut().map(Batch::split_torn).transpose();
-        self.batch = torn.inspect_err(|error| self.fail(error))?;
+        self.batch = batch.as_mut().map(Batch::split_torn).transpose()?;
         Ok(batch)
     }
 
@@ -123,11 +95,6 @@ impl State {
         }
     }
 
-    /// How many events a batch comes to.
-    fn events(batch: Option<&Batch>) -> u64 {
-        batch.map_or(0, |batch| batch.tally().all_events())
-    }
-
     /// Those with bytes in what was just taken out of the batch.
     fn riders(&mut self) -> Vec<u64> {
         let rest = self.batch.as_ref().map_or(0, |rest| rest.tally().len);
@@ -141,7 +108,7 @@ impl State {
     }
 }
 
-impl Writer {
+impl Open {
     /// Takes `bytes` into the batch, and answers when the write is to return.
     /// `place` is the kernel's number of the write, and its offset.
     pub fn write(
@@ -151,7 +118,10 @@ impl Writer {
         bytes: &[u8],
         answer: Answer<()>,
     ) {
-        let mut state = lock(&self.state);
+        if self.node.kind == Kind::First {
+            return answer(self.drop_before(bytes));
+        }
+        let mut state = lock(&self.writing);
         // What it takes along from earlier writes is to be told of, too: a long write(2) comes in
         // pieces, and of an error behind the first it learns nothing.
         let alone = state.batch.is_none();
@@ -165,7 +135,13 @@ impl Writer {
         self.commit(state, complete, told, answer);
     }
 
-    fn gather(&self, state: &mut State, owner: u64, place: (u64, u64), bytes: &[u8]) -> Result<()> {
+    fn gather(
+        &self,
+        state: &mut Writing,
+        owner: u64,
+        place: (u64, u64),
+        bytes: &[u8],
+    ) -> Result<()> {
         let (one, offset) = (self.shape == Shape::One, place.1);
         if state.sealed || (one && !state.in_flight.is_empty()) {
             return Err(Error::Invalid);
@@ -186,7 +162,7 @@ impl Writer {
         let alone = state.batch.is_none();
         state.owners.insert(owner, end);
         let mut push = || {
-            self.is_in_order(state, place)?;
+            state.is_in_order(place)?;
             self.is_at_the_end(state, offset)?;
             // A commit in flight moves the guard.
             if let Some(guard) = state.guard.filter(|_| state.in_flight.is_empty())
@@ -194,8 +170,7 @@ impl Writer {
             {
                 return Err(Error::Exists);
             }
-            let new = || self.stream.batch(self.shape);
-            let batch = state.batch.get_or_insert_with(new);
+            let batch = state.batch.get_or_insert_with(|| self.stream.batch(self.shape));
             // One event is written from its beginning to its end.
             if one && !self.append && offset != batch.tally().len {
                 return Err(Error::Invalid);
@@ -214,20 +189,9 @@ impl Writer {
         Ok(())
     }
 
-    /// Only of a long write by io_uring or AIO do several pieces come at a time, and then one may
-    /// overtake another: better no batch than one with its bytes in another order.
-    fn is_in_order(&self, state: &mut State, place: (u64, u64)) -> Result<()> {
-        let latest = std::mem::replace(&mut state.latest, place);
-        if place.0 < latest.0 && place.1 < latest.1 {
-            let what = "the pieces of an asynchronous write, which came in another order".into();
-            return Err(Error::Os { errno: libc::EIO, what });
-        }
-        Ok(())
-    }
-
     /// Where it was opened without O_APPEND, whether a write at `offset` is one to the end. If so the
     /// end is promised to the batch that begins there.
-    fn is_at_the_end(&self, state: &mut State, offset: u64) -> Result<()> {
+    fn is_at_the_end(&self, state: &mut Writing, offset: u64) -> Result<()> {
         let Some(end) = state.end else {
             return Ok(());
         };
@@ -247,9 +211,26 @@ impl Writer {
         Err(if (end..now).contains(&offset) { Error::Exists } else { Error::NotPermitted })
     }
 
+    /// Drops the events before the one whose index `bytes` are, in one write: its error is seen where
+    /// that of a close is not.
+    fn drop_before(&self, bytes: &[u8]) -> Result<()> {
+        let number = str::from_utf8(bytes).unwrap_or_default();
+        // Some write the end of a line by itself.
+        if number == "\n" && lock(&self.writing).dropped {
+            return Ok(());
+        }
+        let number = number.strip_suffix('\n').unwrap_or(number);
+        let Some(Horizon::Index(first)) = horizon(number.as_ref()) else {
+            return Err(Error::Invalid);
+        };
+        self.stream.drop_before(first)?;
+        lock(&self.writing).dropped = true;
+        Ok(())
+    }
+
     /// ftruncate(2): drops what is pending of one event, or says that it is as long.
     pub(crate) fn truncate(&self, size: u64) -> Result<()> {
-        let mut state = lock(&self.state);
+        let mut state = lock(&self.writing);
         let pending = state.batch.as_ref().map_or(0, |batch| batch.tally().len);
         match () {
             () if self.shape != Shape::One => return Err(Error::NotPermitted),
@@ -273,7 +254,7 @@ impl Writer {
         ending: impl FnOnce() -> Ending,
         answer: Answer<()>,
     ) -> Option<(u64, Ending)> {
-        let mut state = lock(&self.state);
+        let mut state = lock(&self.writing);
         let wrote = state.owners.remove(&owner);
         if wrote.is_none() && !state.in_flight.contains(&owner) {
             drop(state);
@@ -283,16 +264,13 @@ impl Writer {
         let mut abandoned = None;
         let taken = match state.failed.clone() {
             _ if wrote.is_none() => Ok(None),
-            Some(error) => {
-                state.fail(&error);
-                Err(error)
-            }
+            Some(error) => Err(error),
             None => {
-                let (before, ending) = (State::events(state.batch.as_ref()), ending());
+                let (before, ending) = (events(state.batch.as_ref()), ending());
                 let last = wrote == Some(state.written);
                 let taken = state.leave(last, &ending);
                 if let Ok(taken) = &taken {
-                    let kept = State::events(state.batch.as_ref()) + State::events(taken.as_ref());
+                    let kept = events(state.batch.as_ref()) + events(taken.as_ref());
                     abandoned = (before > kept).then(|| (before - kept, ending));
                 }
                 taken
@@ -304,7 +282,7 @@ impl Writer {
 
     /// Commits all there is, whoever wrote it.
     pub fn sync(self: &Arc<Self>, answer: Answer<()>) {
-        let mut state = lock(&self.state);
+        let mut state = lock(&self.writing);
         // Who asks is not said. When only one has written it is that one.
         let mut owners = state.owners.keys().chain(&state.in_flight).copied();
         let first = owners.next();
@@ -315,7 +293,6 @@ impl Writer {
         let taken = match state.failed.clone() {
             Some(error) => {
                 told.owner().map(|only| state.owners.remove(&only));
-                state.fail(&error);
                 Err(error)
             }
             None => Ok(state.batch.take()),
@@ -325,19 +302,19 @@ impl Writer {
 
     /// The last close. What is pending was not closed by any process, which is so with io_uring's own
     /// files: then this commits.
-    pub(crate) fn release(self: &Arc<Self>) {
-        let mut state = lock(&self.state);
+    pub(crate) fn commit_rest(self: &Arc<Self>) {
+        let mut state = lock(&self.writing);
         if let Some(batch) = state.batch.take() {
             self.commit(state, Ok(Some(batch)), Told::Nobody, Box::new(drop));
         }
     }
 
     /// Commits what was taken out of the batch, and answers when that is durable, and what others
-    /// are committing through this file, too. When it fails `told` learns so by the answer,
-    /// all others who had bytes in it by what they do next.
+    /// are committing through this file, too. When it fails, or what to take did, `told` learns so by
+    /// the answer, all others who had bytes in it by what they do next.
     fn commit(
         self: &Arc<Self>,
-        mut state: MutexGuard<'_, State>,
+        mut state: MutexGuard<'_, Writing>,
         taken: Result<Option<Batch>>,
         told: Told,
         answer: Answer<()>,
@@ -348,8 +325,9 @@ impl Writer {
             // It takes its place in the queue behind theirs.
             Ok(None) if busy => (self.stream.batch(Shape::Lines), Vec::new()),
             nothing => {
+                let nothing = nothing.inspect_err(|error| state.fail(error)).map(drop);
                 drop(state);
-                return answer(nothing.map(drop));
+                return answer(nothing);
             }
         };
         riders.retain(|rider| Some(*rider) != told.owner());
@@ -363,26 +341,29 @@ impl Writer {
                 this.waiters.wake(&this.stream);
             }
         };
-        let enqueue = move |this: &Writer, guard: Option<u64>| {
-            let guard = guard.filter(|_| events > 0);
-            this.stream.enqueue(batch, guard, Box::new(finish))
-        };
         if busy && state.guard.is_some() {
-            state.held.push_back(Box::new(enqueue));
+            state.held.push_back((batch, Box::new(finish)));
             return;
         }
         // Before another one can come here: an empty batch must not overtake what it waits for.
-        let leads = enqueue(self, state.guard);
+        let leads = self.enqueue(batch, state.guard, Box::new(finish));
         drop(state);
         if leads {
             self.stream.commit_queue();
         }
     }
 
+    /// Puts a batch in the stream's queue: see [`Stream::enqueue`](crate::Stream::enqueue). One without
+    /// events is promised nothing.
+    fn enqueue(&self, batch: Batch, guard: Option<u64>, done: Done) -> bool {
+        let guard = guard.filter(|_| batch.tally().all_events() > 0);
+        self.stream.enqueue(batch, guard, done)
+    }
+
     /// A commit of so many events has ended; `riders` and who is told had bytes in it. Says what to
     /// tell.
     fn finish(&self, result: Result<u64>, events: u64, riders: Vec<u64>, told: Told) -> Result<()> {
-        let mut state = lock(&self.state);
+        let mut state = lock(&self.writing);
         for rider in riders.iter().copied().chain(told.owner()) {
             let at = state.in_flight.iter().position(|owner| *owner == rider);
             at.map(|at| state.in_flight.swap_remove(at));
@@ -396,9 +377,7 @@ impl Writer {
             }
             Told::Somebody => true,
         });
-        if let Some(error) = &earlier {
-            state.fail(error);
-        }
+        let earlier = earlier.inspect(|error| state.fail(error));
         match &result {
             Ok(first) if events > 0 => {
                 state.guard = state.guard.map(|_| first + events);
@@ -415,7 +394,7 @@ impl Writer {
             _ => {}
         }
         let (next, guard) = (state.held.pop_front(), state.guard);
-        let leads = next.is_some_and(|enqueue| enqueue(self, guard));
+        let leads = next.is_some_and(|(batch, done)| self.enqueue(batch, guard, done));
         drop(state);
         if leads {
             self.stream.commit_queue();

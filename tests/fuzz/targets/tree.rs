@@ -171,7 +171,7 @@ fn nanos(time: SystemTime) -> u64 {
 fn read(file: &Arc<Open>, offset: u64, size: usize) -> Result<Vec<u8>> {
     let (answer, answered) = mpsc::channel();
     let answer = Box::new(move |read| answer.send(read).unwrap());
-    file.reader.read_on(offset, size, None, answer);
+    file.read_on(offset, size, None, answer);
     match answered.recv().unwrap() {
         Err(Error::Again) => Ok(Vec::new()),
         read => read,
@@ -594,11 +594,11 @@ impl World {
         let mut bytes = Vec::new();
         for n in 0..input.below(4) {
             let piece = input.bytes();
-            file.writer.write(7, (n as u64, bytes.len() as u64), piece, done());
+            file.write(7, (n as u64, bytes.len() as u64), piece, done());
             assert_eq!(answers.recv(), Ok(Ok(())));
             bytes.extend(piece);
         }
-        assert_eq!(file.writer.flush(7, || Ending::Closed, done()), None);
+        assert_eq!(file.flush(7, || Ending::Closed, done()), None);
         assert_eq!(answers.recv(), Ok(Ok(())));
         self.tree.release(handle).unwrap();
         bytes
