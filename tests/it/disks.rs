@@ -10,4 +10,5 @@ mod dropping;
 mod failing;
 mod full;
 mod machine;
+mod sectors;
 mod writers;

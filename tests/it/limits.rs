@@ -1,8 +1,10 @@
 //! Bounded resources: descriptors and memory of the daemon, whatever its users do.
 
+use crate::commit::batches;
 use crate::harness::*;
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 const FILES_MAX: usize = 2_000;
@@ -99,7 +101,7 @@ fn three_thousand_streams_touched_once() {
 }
 
 /// The daemon may have so many descriptors; streams that nobody uses give up theirs.
-pub fn limit_files(m: &Mnt, most: u64) {
+fn limit_files(m: &Mnt, most: u64) {
     let pid = m.pid().cast_signed();
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     let (of, none) = (libc::RLIMIT_NOFILE, std::ptr::null_mut());
@@ -107,6 +109,36 @@ pub fn limit_files(m: &Mnt, most: u64) {
     // Only so that it can be lifted again.
     limit.rlim_cur = most;
     assert_eq!(unsafe { libc::prlimit(pid, of, &raw const limit, none) }, 0);
+}
+
+#[test]
+fn idle_streams_give_up_their_descriptors_to_those_in_use() {
+    let m = Mnt::new();
+    let streams: Vec<PathBuf> = (0..200).map(|n| m.stream(format!("s{n}"))).collect();
+    limit_files(&m, 64);
+    let mut followers = Vec::new();
+    for s in &streams {
+        append(s.join("events"), "one\n");
+        followers.push(fs::File::open(s.join("follow/0")).unwrap());
+    }
+    let mut bytes = [0; 4];
+    for (mut follower, s) in followers.iter().zip(&streams) {
+        follower.read_exact(&mut bytes).unwrap();
+        append(s.join("events"), "two\n");
+        follower.read_exact(&mut bytes).unwrap();
+        assert_eq!(&bytes, b"two\n");
+    }
+}
+
+#[test]
+fn emfile_where_no_descriptor_is_left() {
+    let m = Mnt::new();
+    let s = m.stream("s");
+    limit_files(&m, m.open_files() as u64);
+    assert_eq!(errno_of(try_append(s.join("events"), "lost\n")), libc::EMFILE);
+    limit_files(&m, 64);
+    append(s.join("events"), "one\n");
+    assert_eq!(batches(&s), ["one\n"]);
 }
 
 #[test]

@@ -5,13 +5,10 @@ use crate::commit::{batches, python};
 use crate::follow::Follower;
 use crate::harness::*;
 use crate::languages::need;
-use crate::limits::limit_files;
 use std::fs::{self, OpenOptions};
 use std::io::{Read, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
-use std::time::Duration;
 use tempfile::TempDir;
 
 /// Compiles one of the programs beside this; says where it is. The directory keeps it.
@@ -46,59 +43,6 @@ fn go_follows() {
         go.prints(&["EOF"]);
         go.ends_well();
         fs::rename(m.path().join("t"), &s).unwrap();
-    }
-}
-
-#[test]
-fn edge_triggered_polls_are_woken_each_time() {
-    let m = Mnt::new();
-    let s = m.stream("s");
-    ok(&python(
-        &s,
-        r"
-        import select
-        for name in ['follow/next', 'events', 'from/next']:
-            fd = os.open(name, os.O_RDONLY | os.O_NONBLOCK)
-            poll = select.epoll()
-            poll.register(fd, select.EPOLLIN | select.EPOLLET)
-            def drain():
-                try:
-                    while os.read(fd, 100): pass
-                except BlockingIOError: pass
-            drain()
-            while poll.poll(0.2): drain()
-            for n in range(5):
-                os.system(f'echo {n} | cat >> events')
-                assert poll.poll(20), (name, n)
-                # Who does not read at once is not told again.
-                assert not poll.poll(0.4), (name, n)
-                drain()
-        ",
-    ));
-}
-
-#[test]
-fn a_waiting_poll_is_woken_by_rename_and_removal() {
-    let m = Mnt::new();
-    for command in ["mv s t", "rmdir s"] {
-        let s = m.stream("s");
-        let script = "
-import os, select
-fd = os.open('follow/next', os.O_RDONLY | os.O_NONBLOCK)
-poll = select.poll()
-poll.register(fd, select.POLLIN)
-print('waits', flush=True)
-print(len(poll.poll(20000)), os.read(fd, 9), flush=True)
-try: print(poll.poll(0), os.read(fd, 9))
-except BlockingIOError: print('no more')
-except FileNotFoundError: print('no more')
-";
-        let mut reader = Follower::start(&s, &["python3", "-ISc", script]);
-        reader.prints(&["waits"]);
-        std::thread::sleep(Duration::from_millis(500));
-        ok(&sh("sh", command, m.path()));
-        reader.prints(&["1 b''", "no more"]);
-        reader.ends_well();
     }
 }
 
@@ -459,37 +403,7 @@ fn a_batch_that_a_signal_abandons_leaves_a_trace() {
     assert_eq!(value("smolstore_batches_abandoned_total"), "1");
 }
 
-#[test]
-fn mkdir_says_what_mkdir_did() {
-    let m = Mnt::new();
-    let round = AtomicUsize::new(0);
-    let rounds = 1000;
-    let name = |n: usize| format!("s{n}");
-    std::thread::scope(|scope| {
-        // What another mount does, fast enough to come between: it removes the new stream, and makes
-        // one of that name.
-        scope.spawn(|| {
-            let now = || Some(round.load(SeqCst)).filter(|n| *n < rounds);
-            while let Some(n) = now() {
-                let taken = m.store().join(name(n));
-                if fs::remove_dir(&taken).and_then(|()| fs::create_dir(&taken)).is_ok() {
-                    std::thread::sleep(Duration::from_micros(200));
-                    fs::remove_dir(&taken).expect("it is a stranger's");
-                }
-            }
-        });
-        let failed = (0..rounds).find_map(|n| {
-            round.store(n, SeqCst);
-            fs::create_dir(m.path().join(name(n))).err()
-        });
-        round.store(rounds, SeqCst);
-        assert!(failed.is_none(), "{failed:?}");
-    });
-    ok(&sh("sh", "rmdir s* 2>/dev/null || true", m.path()));
-    assert_eq!(names(m.store()), [".smolstore"]);
-}
-
-// The clock, and descriptors.
+// The clock.
 
 #[test]
 fn a_clock_that_was_ahead_is_told_once() {
@@ -520,34 +434,4 @@ fn a_clock_that_was_ahead_is_told_once() {
         let link = fs::read_link(s.join(format!("from/@{since}"))).unwrap();
         assert_eq!(link, Path::new(first), "{since}");
     }
-}
-
-#[test]
-fn idle_streams_give_up_their_descriptors_to_those_in_use() {
-    let m = Mnt::new();
-    let streams: Vec<PathBuf> = (0..200).map(|n| m.stream(format!("s{n}"))).collect();
-    limit_files(&m, 64);
-    let mut followers = Vec::new();
-    for s in &streams {
-        append(s.join("events"), "one\n");
-        followers.push(fs::File::open(s.join("follow/0")).unwrap());
-    }
-    let mut bytes = [0; 4];
-    for (mut follower, s) in followers.iter().zip(&streams) {
-        follower.read_exact(&mut bytes).unwrap();
-        append(s.join("events"), "two\n");
-        follower.read_exact(&mut bytes).unwrap();
-        assert_eq!(&bytes, b"two\n");
-    }
-}
-
-#[test]
-fn emfile_where_no_descriptor_is_left() {
-    let m = Mnt::new();
-    let s = m.stream("s");
-    limit_files(&m, m.open_files() as u64);
-    assert_eq!(errno_of(try_append(s.join("events"), "lost\n")), libc::EMFILE);
-    limit_files(&m, 64);
-    append(s.join("events"), "one\n");
-    assert_eq!(batches(&s), ["one\n"]);
 }

@@ -3,8 +3,7 @@
 use crate::commit::{batches, python};
 use crate::harness::*;
 use std::fs::{self, File, OpenOptions};
-use std::io::{Read, Write};
-use std::os::fd::AsRawFd;
+use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::Duration;
@@ -412,85 +411,6 @@ fn a_stream_renamed_elsewhere_before_its_first_event_loses_nothing() {
     a.restart();
     for name in names {
         assert_eq!(batches(&a.path().join(&name)), ["x\n"], "{name}");
-    }
-}
-
-// poll(2).
-
-/// Is it readable, at the latest after so many milliseconds?
-fn polls(file: &File, timeout: i32) -> bool {
-    let mut fd = libc::pollfd { fd: file.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-    assert!(unsafe { libc::poll(&raw mut fd, 1, timeout) } >= 0);
-    fd.revents & libc::POLLIN != 0
-}
-
-#[test]
-fn pollers_that_went_away_are_forgotten() {
-    let m = Mnt::new();
-    let s = m.stream("s");
-    append(s.join("events"), "x\n");
-    let rss = || {
-        let status = fs::read_to_string(format!("/proc/{}/status", m.pid())).unwrap();
-        let line = status.lines().find(|l| l.starts_with("VmRSS:")).unwrap();
-        line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap()
-    };
-    // Ready at once: whoever polls both is told to wait for the first, and does not.
-    let ready = File::open("/dev/null").unwrap();
-    let run = |opens: usize| {
-        for _ in 0..opens {
-            let mut file = File::open(s.join("events")).unwrap();
-            file.read_to_end(&mut Vec::new()).unwrap();
-            for _ in 0..10 {
-                let mut fds = [&file, &ready].map(|file| libc::pollfd {
-                    fd: file.as_raw_fd(),
-                    events: libc::POLLIN,
-                    revents: 0,
-                });
-                assert!(unsafe { libc::poll(fds.as_mut_ptr(), 2, 1000) } >= 0);
-                assert_eq!(fds.map(|fd| fd.revents & libc::POLLIN), [0, libc::POLLIN]);
-            }
-        }
-    };
-    run(200);
-    let before = rss();
-    run(2000);
-    let grown = rss().saturating_sub(before);
-    assert!(grown <= 2048, "{grown} KiB more");
-    // And those that are there are still told.
-    let mut file = File::open(s.join("events")).unwrap();
-    file.read_to_end(&mut Vec::new()).unwrap();
-    let waits = std::thread::spawn(move || polls(&file, 10_000));
-    std::thread::sleep(Duration::from_millis(100));
-    append(s.join("events"), "y\n");
-    assert!(waits.join().unwrap());
-}
-
-#[test]
-fn poll_is_quiet_once_the_end_was_read_but_not_before() {
-    let m = Mnt::new();
-    let s = m.stream("s");
-    append(s.join("events"), "0\n1\n");
-    if have("busybox") {
-        // Its `read` polls before each byte, also at the end.
-        let script = "while read x; do echo got $x; done < events; echo end";
-        let command = format!("timeout 10 busybox sh -c '{script}'");
-        assert_eq!(ok(&sh("sh", &command, &s)), "got 0\ngot 1\nend\n");
-    }
-    for name in ["events", "from/1"] {
-        let mut file = File::open(s.join(name)).unwrap();
-        assert!(polls(&file, 0), "{name}: there is something");
-        let mut rest = [0; 100];
-        while file.read(&mut rest).unwrap() > 0 {
-            assert!(polls(&file, 0), "{name}: more, or an end nobody was told of");
-        }
-        for timeout in [0, 200] {
-            assert!(!polls(&file, timeout), "{name}: nothing new");
-        }
-        append(s.join("events"), "more\n");
-        assert!(polls(&file, 2000), "{name}: a commit");
-        assert_eq!(file.read(&mut rest).unwrap(), 5);
-        assert_eq!(file.read(&mut rest).unwrap(), 0);
-        assert!(!polls(&file, 0), "{name}: quiet again");
     }
 }
 
