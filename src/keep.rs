@@ -27,7 +27,9 @@ impl<D: Disk> Stream<D> {
                 return Ok(());
             }
             let (at, view) = match first {
-                _ if first == tip.count => (tip.at.max(before.at), tip.view),
+                // The place belongs to the event: who has read the head may go by it.
+                _ if first == before.first => (before.at, before.view),
+                _ if first == tip.count => (tip.at, tip.view),
                 _ => {
                     let spot = files.event(&mut files.scan_seen(0, &tip), &tip, first)?;
                     (spot.block.at, spot.view())

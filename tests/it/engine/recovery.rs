@@ -173,6 +173,25 @@ fn who_opened_an_empty_stream_sees_its_events_though_the_index_reads_as_it_did_t
     at_work.join().unwrap();
 }
 
+/// Who published it had synced it.
+#[test]
+fn a_commit_that_is_published_while_it_is_waited_for_is_not_written_again() {
+    let (dir, ..) = with_one();
+    let stream = dir.path().join("s");
+    format::set_last(&stream, 0);
+    let log = File::open(stream.join("log")).unwrap();
+    log.lock().unwrap();
+    let at_work = std::thread::spawn(move || {
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        format::set_last(&stream, 40);
+        log.unlock().unwrap();
+    });
+    let (store, seen) = watched(&dir);
+    assert_eq!(store.stream("s").unwrap().count(), Ok(1));
+    at_work.join().unwrap();
+    assert_eq!(seen.take(), [""; 0]);
+}
+
 /// It may be in the page cache only, or on pages whose sync has failed. Those before it are durable.
 #[test]
 fn the_last_of_what_a_crash_left_is_written_again_and_synced_before_it_is_shown() {

@@ -1,7 +1,8 @@
 //! Streams and their names: what is open stays what it was, and a store is a `Vec` for each name.
 
-use super::{payloads, watched};
+use super::{payloads, watched, with_one};
 use proptest::prelude::*;
+use smolstore::page::HEAD;
 use smolstore::{Error, Store, batch::Shape};
 use std::fs;
 use std::sync::Arc;
@@ -41,6 +42,19 @@ fn a_stream_renamed_or_removed_by_another_process_is_not_mistaken_for_its_succes
     theirs.remove("gone").unwrap();
     assert_eq!(open.append(["x"], None), Err(Error::NotFound));
     assert_eq!(ours.stream("gone").err(), Some(Error::NotFound));
+}
+
+/// Who verifies the stream meanwhile goes by the place that it read.
+#[test]
+fn to_drop_what_is_dropped_moves_nothing() {
+    let (dir, _, _, s) = with_one();
+    let head = || fs::read(dir.path().join("s/log")).unwrap()[..HEAD].to_vec();
+    s.drop_before(1).unwrap();
+    let before = head();
+    s.append(["more"], None).unwrap();
+    s.drop_before(1).unwrap();
+    assert_eq!(head(), before);
+    assert_eq!((s.first(), s.event(1).unwrap().bytes), (Ok(1), b"more".to_vec()));
 }
 
 #[derive(Clone, Debug)]

@@ -165,7 +165,7 @@ const FAULTS: &[Fault] = &[
     fault("a hole in the page of the first event", "keep.rs", &[("at - at % page::PAGE;", "at - at % page::PAGE + page::PAGE * u64::from(fault!());")]),
     fault("the first event in the block behind", "keep.rs", &[("(spot.block.at, spot.view())", "(page::place(spot.block.end()), spot.view())")]),
     fault("the first event where its block begins", "keep.rs", &[("(spot.block.at, spot.view())", "(spot.block.at, spot.block.view)")]),
-    fault("the view a byte off where all is dropped", "keep.rs", &[("(tip.at.max(before.at), tip.view)", "(tip.at.max(before.at), tip.view - 1)")]),
+    fault("the view a byte off where all is dropped", "keep.rs", &[("(tip.at, tip.view)", "(tip.at, tip.view - 1)")]),
     fault("a drop goes back", "keep.rs", &[("if first < before.first ||", "if !fault!() && first < before.first ||")]),
     fault("a drop goes by what was once seen", "keep.rs", &[("files.log()?, files.head()?)", "files.log()?, if fault!() { *lock(&files.head) } else { files.head()? })")]),
     fault("the count not looked at", "keep.rs", &[("|| first > tip.count", "|| !fault!() && first > tip.count")]),
