@@ -432,14 +432,12 @@ pub fn errno_of<T>(result: io::Result<T>) -> i32 {
     error.raw_os_error().unwrap_or_else(|| panic!("no errno: {error}"))
 }
 
-/// Is this program there? A test for one that is not says so and passes.
-pub fn have(tool: &str) -> bool {
+/// Fails the test when a program is not there which `scripts/test` installs.
+#[track_caller]
+pub fn need(tool: &str, package: &str) {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let found = std::env::split_paths(&path).any(|dir| dir.join(tool).is_file());
-    if !found {
-        eprintln!("skipped: no {tool}");
-    }
-    found
+    assert!(found, "no {tool}: scripts/test should have installed the package {package}");
 }
 
 /// Waits for something to become true.

@@ -1,7 +1,6 @@
 //! Inode numbers: which file is which, for good.
 
 use crate::harness::*;
-use crate::languages::need;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::os::unix::fs::{DirEntryExt, MetadataExt};

@@ -2,7 +2,6 @@
 
 use crate::commit::python;
 use crate::harness::*;
-use crate::languages::need;
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;

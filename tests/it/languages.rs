@@ -7,12 +7,6 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use tempfile::TempDir;
 
-/// Fails the test when a program is not there which `scripts/test` installs.
-#[track_caller]
-pub fn need(tool: &str, package: &str) {
-    assert!(have(tool), "no {tool}: scripts/test should have installed the package {package}");
-}
-
 /// What a command prints that must succeed in this directory.
 #[track_caller]
 fn run(dir: &Path, command: &[&str]) -> String {
@@ -328,11 +322,8 @@ sysopen($f, 'from/1', O_WRONLY | O_APPEND) and die; print "$!\n";
 fn awks() -> Vec<Vec<&'static str>> {
     need("gawk", "gawk");
     need("busybox", "busybox");
-    let mut awks = vec![vec!["gawk"], vec!["busybox", "awk"]];
-    if have("mawk") {
-        awks.push(vec!["mawk"]);
-    }
-    awks
+    need("mawk", "mawk");
+    vec![vec!["gawk"], vec!["busybox", "awk"], vec!["mawk"]]
 }
 
 #[test]
@@ -460,9 +451,7 @@ public class Nio {
 
 #[test]
 fn c_speaks() {
-    if !have("cc") {
-        return;
-    }
+    need("cc", "gcc");
     let dir = TempDir::new().unwrap();
     let program = r#"
 #include <assert.h>

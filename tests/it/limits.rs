@@ -36,9 +36,7 @@ sys.stdin.readline()
 
 #[test]
 fn ten_thousand_open_files_with_a_batch_each() {
-    if !have("python3") {
-        return;
-    }
+    need("python3", "python3");
     let m = Mnt::new();
     let streams: Vec<_> = (0..200).map(|n| m.stream(format!("s{n}"))).collect();
     let mut python = Command::new("python3");

@@ -211,7 +211,7 @@ fn read_of_bash_times_out_on_a_pipe_from_a_follower_only() {
 
 #[test]
 fn four_followers_use_up_the_threads_of_node() {
-    crate::languages::need("node", "nodejs");
+    crate::harness::need("node", "nodejs");
     let m = Mnt::new();
     let s = m.stream("s");
     let script = "const fs = require('fs'); let answered = 0

@@ -4,7 +4,6 @@
 use crate::commit::{batches, python};
 use crate::follow::Follower;
 use crate::harness::*;
-use crate::languages::need;
 use std::fs::{self, OpenOptions};
 use std::io::{Read, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};

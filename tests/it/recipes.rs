@@ -1,7 +1,6 @@
 //! The recipes of smolstore(7), each word for word.
 
 use crate::harness::*;
-use crate::languages::need;
 use crate::manual::block;
 use std::fs;
 use std::os::unix::process::CommandExt;

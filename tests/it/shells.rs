@@ -4,7 +4,6 @@
 
 use crate::commit::batches;
 use crate::harness::*;
-use crate::languages::need;
 use std::path::Path;
 
 const SHELLS: [&str; 3] = ["bash", "dash", "busybox sh"];

@@ -3,7 +3,6 @@
 use super::{Follower, three};
 use crate::commit::python;
 use crate::harness::*;
-use crate::languages::need;
 use std::fs;
 use std::time::{Duration, Instant};
 

@@ -2,7 +2,6 @@
 
 use super::{A_WHILE, Follower, SOON, ms, three};
 use crate::harness::*;
-use crate::languages::need;
 use std::os::unix::process::ExitStatusExt;
 use std::time::{Duration, Instant};
 

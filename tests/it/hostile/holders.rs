@@ -4,7 +4,6 @@ use super::Bystander;
 use crate::commit::{batches, python};
 use crate::follow::{Follower, status_kib};
 use crate::harness::*;
-use crate::languages::need;
 use std::fs::{self, File};
 use std::io::{self, BufRead, Read, Write};
 use std::path::Path;

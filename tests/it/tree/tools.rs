@@ -53,19 +53,16 @@ fn copies_are_complete() {
         format!("python3 -c 'import shutil; shutil.copyfile(\"s/events\", \"{copy}\")'"),
     ));
     for (tool, script) in tools {
-        if have(tool) {
-            ok(&sh("sh", &script, m.path()));
-            assert!(read(&copy) == all.as_bytes(), "{tool}");
-            fs::remove_file(&copy).unwrap();
-        }
+        need(tool, tool);
+        ok(&sh("sh", &script, m.path()));
+        assert!(read(&copy) == all.as_bytes(), "{tool}");
+        fs::remove_file(&copy).unwrap();
     }
 }
 
 #[test]
 fn mmap_shows_what_read_shows() {
-    if !have("python3") {
-        return;
-    }
+    need("python3", "python3");
     let m = Mnt::new();
     append(m.stream("s").join("events"), "one\n".repeat(3000));
     let script = "
