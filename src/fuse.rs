@@ -319,14 +319,14 @@ impl Filesystem for Fuse {
     fn flush(
         &self,
         request: &Request,
-        node: INodeNo,
+        _: INodeNo,
         handle: FileHandle,
         owner: LockOwner,
         reply: ReplyEmpty,
     ) {
         let asked = self.asked(request, format_args!("flush {handle}"));
         let pid = request.pid();
-        let flush = |file: Arc<Open>, answer| self.0.flush(node.0, &file, owner.0, pid, answer);
+        let flush = |file: Arc<Open>, answer| self.0.flush(&file, owner.0, pid, answer);
         self.hand_over(asked, handle, reply, flush, empty);
     }
 

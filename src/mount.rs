@@ -11,8 +11,8 @@ use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio, exit};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use fuser::{Config, MountOption, Session, SessionACL};
@@ -42,7 +42,7 @@ const MORE_THREADS: usize = 16;
 /// fuser's buffer for each.
 const BUFFER: usize = 16 << 20;
 
-/// Leaves a child to serve the mount; returns when it does.
+/// Leaves a child to serve the mount, and returns when it does; in the child what failed.
 pub(crate) fn in_background(arguments: &Arguments) -> Result<(), String> {
     let (mut serves, report) = io::pipe().map_err(|error| format!("a pipe: {error}"))?;
     if sys::fork().map_err(|error| format!("cannot start in the background: {error}"))? {
@@ -138,7 +138,13 @@ fn rehearse() -> Result<(), Box<dyn Error>> {
         // So much is left for all else: a thread that gets none of that ends the process.
         Vec::<u8>::new().try_reserve_exact(16 * BUFFER)?;
         buffer.try_reserve_exact(BUFFER)?;
-        held.push((buffer, std::thread::Builder::new().spawn(std::thread::park)?));
+        let (up, is_up) = mpsc::channel();
+        let thread = std::thread::Builder::new().spawn(move || {
+            let _ = up.send(());
+            std::thread::park();
+        });
+        held.push((buffer, thread?));
+        is_up.recv()?;
     }
     for (_, thread) in held {
         thread.thread().unpark();
@@ -206,11 +212,12 @@ fn look_after(waiters: &Arc<Waiters>, device: u64, alone: bool) {
     for look in 0u32.. {
         std::thread::sleep(Duration::from_secs(1) / LOOKS_A_SECOND);
         waiters.look_for_signals();
+        let second = look.is_multiple_of(LOOKS_A_SECOND);
         if alone {
-            waiters.look();
+            waiters.look(second);
         }
         // Who waits keeps a mount alive that was detached lazily.
-        if look.is_multiple_of(LOOKS_A_SECOND) && !mounted(device, "").unwrap_or(true) {
+        if second && !mounted(device, "").unwrap_or(true) {
             waiters.end();
         }
     }

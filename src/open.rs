@@ -45,8 +45,7 @@ pub(crate) struct Reading {
     /// which is then told once.
     pub(crate) ended: bool,
     /// A poller is parked, with this ticket: the kernel knows it by the open file, so one is enough.
-    pub(crate) polled: bool,
-    pub(crate) ticket: u64,
+    pub(crate) polled: Option<u64>,
     /// Of `count` or `first`: what it said.
     pub(crate) number: String,
 }

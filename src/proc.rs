@@ -40,7 +40,7 @@ const PF_SIGNALED: u64 = 0x400;
 
 /// Why the thread `pid` is closing a file. `pid` 0 is a thread in a pid namespace that we cannot
 /// see; all that can be said is that it closes.
-pub fn ending(pid: u32) -> Ending {
+pub(crate) fn ending(pid: u32) -> Ending {
     // Who has memory is not exiting. It may be in the middle of an exec, waiting for our answer
     // with the lock held that reading `stat` waits for (and ps, for the whole machine to see);
     // reading `status` does not.
@@ -54,7 +54,7 @@ pub fn ending(pid: u32) -> Ending {
 
 /// Whether a thread has a signal to attend to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Signalled {
+pub(crate) enum Signalled {
     /// It has none.
     No,
     /// It has, or is gone.
@@ -66,7 +66,7 @@ pub enum Signalled {
 }
 
 /// Whether the thread `pid` has a signal to attend to; 0 is one in a pid namespace that we cannot see.
-pub fn signalled(pid: u32) -> Signalled {
+pub(crate) fn signalled(pid: u32) -> Signalled {
     match fs::read_to_string(format!("/proc/{pid}/status")) {
         Ok(status) => pending(&status),
         Err(_) if sys::exists(pid) => Signalled::Unknown,

@@ -121,7 +121,8 @@ impl Open {
                 read => answer(read),
             },
         };
-        self.waiters.park(&self.stream, self.seen(), Some(thread), Box::new(wake));
+        let ticket = self.waiters.ticket();
+        self.waiters.park(&self.stream, self.seen(), Some(thread), ticket, Box::new(wake));
     }
 
     /// Whether there is something this open file has not read. If it is a file that grows, `notify`
@@ -132,38 +133,36 @@ impl Open {
         if !matches!(self.node.kind, Kind::Events | Kind::Lines | Kind::From | Kind::Follow) {
             return Ok(true);
         }
-        let (end, ended) = (self.seen(), lock(&self.reading).ended);
-        if lock(&self.reading).objects.as_ref().is_some_and(Objects::ready) {
-            return Ok(true);
-        }
+        let end = self.seen();
+        let reading = lock(&self.reading);
+        let ready = !reading.ended || reading.objects.as_ref().is_some_and(Objects::ready);
+        drop(reading);
         let news = match self.stream.news() {
             // A stream that is gone has an end, too.
-            Err(_) if !ended => return Ok(true),
+            Err(_) if ready => return Ok(true),
             news => news?,
         };
-        if let Some(notify) = notify
-            && !std::mem::replace(&mut lock(&self.reading).polled, true)
-        {
-            let open = self.clone();
-            let wake = move |why| {
-                let mut reader = lock(&open.reading);
-                reader.polled = false;
-                reader.ended &= why != Why::End;
-                drop(reader);
-                notify();
-            };
-            let ticket = self.waiters.park(&self.stream, news.max(end), None, Box::new(wake));
-            lock(&self.reading).ticket = ticket;
+        if let Some(notify) = notify {
+            let ticket = self.waiters.ticket();
+            if *lock(&self.reading).polled.get_or_insert(ticket) == ticket {
+                let open = self.clone();
+                let wake = move |why| {
+                    let mut reading = lock(&open.reading);
+                    reading.polled = None;
+                    reading.ended &= why != Why::End;
+                    drop(reading);
+                    notify();
+                };
+                self.waiters.park(&self.stream, news.max(end), None, ticket, Box::new(wake));
+            }
         }
-        Ok(!ended || end < news)
+        Ok(ready || end < news)
     }
 
     /// The last close. Nobody polls it any more.
     pub(crate) fn stop_polling(&self) {
-        let reading = lock(&self.reading);
-        let (polled, ticket) = (reading.polled, reading.ticket);
-        drop(reading);
-        if polled {
+        let polled = lock(&self.reading).polled;
+        if let Some(ticket) = polled {
             self.waiters.leave(&self.stream, ticket);
         }
     }

@@ -451,14 +451,27 @@ impl<D: Disk> Stream<D> {
         Ok(self.ended(&files).map_or(u64::MAX, |()| tip.view))
     }
 
+    /// Whether there is nothing new, as far as one read tells.
+    fn quiet(&self, files: &Files<D>, seen: u64) -> bool {
+        let tip = self.known();
+        files.index.is_some()
+            && files.intact.is_none()
+            && tip.view <= seen
+            && files.index_head().is_ok_and(|head| head == (tip.at, files.seed()))
+    }
+
     /// Whether there is more than up to the view offset `seen`, for who must not wait for anybody: it
-    /// opens nothing, for that may take the log's lock.
-    pub(crate) fn glance(&self, seen: u64) -> Glance {
+    /// opens nothing, for that may take the log's lock. `names`: and whether it still has its files, which
+    /// is asked seldom: to find the index gone while a stream is being removed makes it anew.
+    pub(crate) fn glance(&self, seen: u64, names: bool) -> Glance {
         let files = match try_lock(&self.files).as_deref() {
             None => return Glance::Busy,
             Some(None) => return Glance::More,
             Some(Some(files)) => files.clone(),
         };
+        if !names && self.quiet(&files, seen) {
+            return Glance::Nothing;
+        }
         // An error is no sign that it is gone: it is for those to see who wait.
         let named = match &files.log {
             Some(log) => self.disk().stat(log).map_or(true, |stat| stat.named),

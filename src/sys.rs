@@ -241,7 +241,7 @@ pub fn random() -> io::Result<u64> {
 }
 
 /// Whether there is a thread of this number, also one that is hidden from us; of 0 always.
-pub fn exists(thread: u32) -> bool {
+pub(crate) fn exists(thread: u32) -> bool {
     // SAFETY: signal 0 is none; the call only looks.
     let sent = check(unsafe { libc::kill(thread.cast_signed(), 0) });
     sent.map_or_else(|error| error.raw_os_error() == Some(libc::EPERM), |_| true)

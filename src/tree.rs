@@ -398,13 +398,13 @@ impl Tree {
         }
     }
 
-    /// close(2) of a file of the `number` by the thread `pid`.
-    pub fn flush(&self, number: u64, open: &Arc<Open>, owner: u64, pid: u32, answer: Answer<()>) {
+    /// close(2) of a file by the thread `pid`.
+    pub fn flush(&self, open: &Arc<Open>, owner: u64, pid: u32, answer: Answer<()>) {
         let Some((events, ending)) = open.flush(owner, || ending(pid), answer) else {
             return;
         };
         self.store.status().abandoned(events);
-        let name = Node::of(number).and_then(|node| self.name(node)).unwrap_or_default();
+        let name = open.stream.name();
         self.log(&format!(
             "stream {name:?}: pid {pid} {ending} before it committed what it wrote; events dropped: \
              {events}; a program that runs for long should write to `lines`"

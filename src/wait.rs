@@ -69,18 +69,30 @@ impl Waiters {
         lock(&self.parked).values().map(Vec::len).sum()
     }
 
-    /// Keeps somebody who has `seen` so much of a stream's view; says what tells it from all others.
+    /// What is to tell a waiter from all others.
+    pub(crate) fn ticket(&self) -> u64 {
+        self.tickets.fetch_add(1, SeqCst)
+    }
+
+    /// Keeps somebody who has `seen` so much of a stream's view.
     pub(crate) fn park(
         &self,
         stream: &Arc<Stream<Real>>,
         seen: u64,
         thread: Option<u32>,
+        ticket: u64,
         wake: Wake,
-    ) -> u64 {
-        let (ticket, since) = (self.tickets.fetch_add(1, SeqCst), Instant::now());
+    ) {
         stream.waiting.fetch_add(1, SeqCst);
-        let waiter =
-            Waiter { stream: stream.clone(), seen, thread, wake, ticket, since, looked: false };
+        let waiter = Waiter {
+            stream: stream.clone(),
+            seen,
+            thread,
+            wake,
+            ticket,
+            since: Instant::now(),
+            looked: false,
+        };
         lock(&self.parked).entry(key(stream)).or_default().push(waiter);
         if self.ended.load(SeqCst) {
             self.end_those_of(stream);
@@ -89,7 +101,6 @@ impl Waiters {
         if stream.news().map_or(true, |news| seen < news) {
             self.wake(stream);
         }
-        ticket
     }
 
     /// Forgets a waiter of a stream, if it still waits.
@@ -154,10 +165,10 @@ impl Waiters {
         }
     }
 
-    /// Looks for what other mounts of this host have committed, and removed.
-    pub fn look(self: &Arc<Self>) {
+    /// Looks for what other mounts of this host have committed; `names`: and removed.
+    pub fn look(self: &Arc<Self>, names: bool) {
         for (stream, seen) in self.streams() {
-            self.glance(stream, seen);
+            self.glance(stream, seen, names);
         }
     }
 
@@ -174,13 +185,13 @@ impl Waiters {
             let word = word(&stream.name());
             // About once a minute nobody need tell of it: a host may have died before it did.
             let due = heard[word] || before[word] || turn as usize % (2 * WORDS) == 2 * word;
-            left[word] |= due && !self.glance(stream, seen);
+            left[word] |= due && !self.glance(stream, seen, true);
         }
     }
 
     /// Answers those who wait for more of a stream, when there is. False where it could not be looked at.
-    fn glance(self: &Arc<Self>, stream: Arc<Stream<Real>>, seen: u64) -> bool {
-        match stream.glance(seen) {
+    fn glance(self: &Arc<Self>, stream: Arc<Stream<Real>>, seen: u64, names: bool) -> bool {
+        match stream.glance(seen, names) {
             Glance::Nothing => {}
             Glance::Busy => return false,
             // Whose lock somebody holds must not keep this thread from the others.

@@ -166,6 +166,15 @@ fn edge_triggered_polls_are_woken_each_time() {
                 # Who does not read at once is not told again.
                 assert not poll.poll(0.4), (name, n)
                 drain()
+        # Also who has read some of an object only.
+        fd = os.open('follow/0.json', os.O_RDONLY | os.O_NONBLOCK)
+        os.read(fd, 10)
+        poll = select.epoll()
+        poll.register(fd, select.EPOLLIN | select.EPOLLET)
+        assert poll.poll(20)
+        drain()
+        os.system('echo more | cat >> events')
+        assert poll.poll(20), 'JSON'
         ",
     ));
 }
