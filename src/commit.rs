@@ -449,6 +449,17 @@ mod tests {
         assert_eq!(Head::decode(&written), Some(head));
     }
 
+    /// What became of it the next to use the stream finds out, whatever its files were thought to hold.
+    #[test]
+    fn files_of_which_something_is_in_doubt_are_opened_again() {
+        let (_dir, _store, s) = stream();
+        s.append(["kept"], None).unwrap();
+        let before = s.files().unwrap();
+        let doubt: Result<()> = s.locked(|_, _| Err(s.unknown(&"the cable was cut")));
+        assert!(matches!(doubt, Err(Error::Unknown { .. })), "{doubt:?}");
+        assert!(!Arc::ptr_eq(&before, &s.files().unwrap()));
+    }
+
     #[test]
     fn nothing_is_committed_to_a_log_that_was_deleted() {
         let (dir, _store, s) = stream();
