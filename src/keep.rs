@@ -36,6 +36,9 @@ impl<D: Disk> Stream<D> {
                 }
             };
             let head = Head { first, at, view, ..before };
+            // A host that crashes must not leave a `last` to the others that is before the first event.
+            let index = files.index.as_ref().map_or(Ok(()), |index| disk.sync_data(index));
+            index.map_err(self.os("index"))?;
             // Also when it says so already: an earlier try may be in the cache only.
             write_all(disk, log, &head.encode(), 0).map_err(self.os("log"))?;
             // A client cut off from a distributed file system may learn it at the second.

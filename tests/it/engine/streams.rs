@@ -44,6 +44,16 @@ fn a_stream_renamed_or_removed_by_another_process_is_not_mistaken_for_its_succes
     assert_eq!(ours.stream("gone").err(), Some(Error::NotFound));
 }
 
+/// Or a host that crashes leaves a `last` to the others that is before the first event.
+#[test]
+fn a_drop_makes_durable_what_there_is_before_it_says_what_is_kept() {
+    let (_dir, _, seen, s) = with_one();
+    s.append(vec![[b'x'; 5000]; 3], None).unwrap();
+    seen.take();
+    s.drop_before(3).unwrap();
+    assert_eq!(seen.take(), ["sync", "log", "sync", "punch"]);
+}
+
 /// Who verifies the stream meanwhile goes by the place that it read.
 #[test]
 fn to_drop_what_is_dropped_moves_nothing() {
