@@ -69,16 +69,16 @@ impl<D: Disk> Stream<D> {
 
     // ---- names -------------------------------------------------------------------------------
 
-    /// Runs `remove` under the locks of the stream, unless it keeps events, or its name leads to `other` by
-    /// now.
+    /// Runs `remove` under the locks of the stream, with the count, unless it keeps events, or its name leads
+    /// to `other` by now.
     pub(crate) fn empty(
         self: &Arc<Self>,
         other: Option<u64>,
-        remove: impl FnOnce() -> Result<()>,
+        remove: impl FnOnce(u64) -> Result<()>,
     ) -> Result<()> {
         self.locked(|files, tip| match files.head()?.first {
             _ if Some(files.identity) == other || !files.matched()? => Err(Error::NotFound),
-            first if first == tip.count => remove(),
+            first if first == tip.count => remove(first),
             _ => Err(Error::NotEmpty),
         })
     }

@@ -16,6 +16,8 @@ use crate::status::Status;
 use crate::stream::{Shared, Stream};
 use crate::sys::lock;
 
+/// So often it is tried again to remove a stream at which others look.
+const TRIES: usize = 64;
 /// What `.smolstore` says.
 const FORMAT: &str = "smolstore 2\n";
 
@@ -217,31 +219,53 @@ impl<D: Disk> Store<D> {
 
     /// Removes it unless its name leads to the stream `other` by now.
     fn remove_but(&self, name: &Path, stream: &Arc<Stream<D>>, other: Option<u64>) -> Result<()> {
-        let (disk, mut left) = (&self.shared.disk, false);
-        stream.empty(other, || {
-            // Without its log the index would tell of events that got lost.
-            let removed = disk
-                .remove_file(&name.join("index"))
-                .and_then(|()| disk.sync_dir(name))
-                .and_then(|()| disk.remove_file(&name.join("log")));
-            let removed = removed.and_then(|()| match disk.remove_dir(name) {
-                Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {
-                    left = true;
-                    Ok(())
-                }
-                removed => removed,
-            });
-            removed.map_err(Error::os(name.display()))
-        })?;
-        disk.tell(name);
-        stream.close();
-        if left {
-            // NFS keeps what is removed in the directory for as long as it is open. If it holds what is
-            // not ours, the stream stays, empty.
-            disk.remove_dir(name).map_err(Error::os(name.display()))?;
+        let mut removed = self.try_to_remove(name, stream, other);
+        for _ in 0..TRIES {
+            if removed != Ok(false) {
+                break;
+            }
+            // Who looks at it meanwhile makes its files anew.
+            removed = match self.stream(name) {
+                Err(Error::NotFound) => Ok(true),
+                again => again.and_then(|again| self.try_to_remove(name, &again, other)),
+            };
+        }
+        if !removed? {
+            // It holds what is not ours: the stream stays, empty.
+            let error = io::Error::from_raw_os_error(libc::ENOTEMPTY);
+            return Err(Error::os(name.display())(error));
         }
         lock(&self.streams).remove(name.as_os_str());
         Ok(())
+    }
+
+    /// False where there is something left in its directory.
+    fn try_to_remove(
+        &self,
+        name: &Path,
+        stream: &Arc<Stream<D>>,
+        other: Option<u64>,
+    ) -> Result<bool> {
+        let disk = &self.shared.disk;
+        let remove_dir = || match disk.remove_dir(name) {
+            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(false),
+            removed => removed.map(|()| true).map_err(Error::os(name.display())),
+        };
+        let mut removed = false;
+        stream.empty(other, |count| {
+            // Without its log the index would tell of events that got lost, if there were any.
+            let files = disk
+                .remove_file(&name.join("index"))
+                .and_then(|()| if count > 0 { disk.sync_dir(name) } else { Ok(()) })
+                .and_then(|()| disk.remove_file(&name.join("log")));
+            files.map_err(Error::os(name.display()))?;
+            removed = remove_dir()?;
+            Ok(())
+        })?;
+        disk.tell(name);
+        stream.close();
+        // NFS keeps what is removed in the directory for as long as it is open.
+        if removed { Ok(true) } else { remove_dir() }
     }
 
     /// Renames a stream, durably. A stream without events that has the new name is replaced.

@@ -7,8 +7,38 @@ use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
+
+/// Who looks opens it by its name, also in the middle of it.
+#[test]
+fn a_stream_is_removed_while_others_look_at_it() {
+    let m = Mnt::new();
+    let others = Mnt::on(m.store(), &[]);
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for mount in [&m, &others] {
+            scope.spawn(|| {
+                while !done.load(SeqCst) {
+                    // It is there or not.
+                    let _ = fs::read(mount.path().join("s/count"));
+                }
+            });
+        }
+        let removed = || -> io::Result<()> {
+            for _ in 0..50 {
+                let s = m.stream("s");
+                append(s.join("events"), "event\n");
+                fs::write(s.join("first"), "1")?;
+                fs::remove_dir(s)?;
+            }
+            Ok(())
+        };
+        let removed = removed();
+        done.store(true, SeqCst);
+        removed.unwrap();
+    });
+}
 
 #[test]
 fn a_stream_may_have_any_name_a_directory_may() {
