@@ -246,26 +246,22 @@ impl<D: Disk> Store<D> {
         stream: &Arc<Stream<D>>,
         other: Option<u64>,
     ) -> Result<bool> {
-        let disk = &self.shared.disk;
-        let remove_dir = || match disk.remove_dir(name) {
-            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(false),
-            removed => removed.map(|()| true).map_err(Error::os(name.display())),
-        };
-        let mut removed = false;
+        let (disk, os) = (&self.shared.disk, || Error::os(name.display()));
         stream.empty(other, |count| {
             // Without its log the index would tell of events that got lost, if there were any.
-            let files = disk
+            let removed = disk
                 .remove_file(&name.join("index"))
                 .and_then(|()| if count > 0 { disk.sync_dir(name) } else { Ok(()) })
                 .and_then(|()| disk.remove_file(&name.join("log")));
-            files.map_err(Error::os(name.display()))?;
-            removed = remove_dir()?;
-            Ok(())
+            removed.map_err(os())
         })?;
         disk.tell(name);
-        stream.close();
         // NFS keeps what is removed in the directory for as long as it is open.
-        if removed { Ok(true) } else { remove_dir() }
+        stream.close();
+        match disk.remove_dir(name) {
+            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(false),
+            removed => removed.map(|()| true).map_err(os()),
+        }
     }
 
     /// Renames a stream, durably. A stream without events that has the new name is replaced.
