@@ -263,7 +263,8 @@ impl Disk for SimDisk {
                 w.inject(libc::ENOSPC, Kind::Write);
                 to = from;
             } else if turn.fail.is_some() || turn.short {
-                to = from + w.rng.below(to - from);
+                // No file system makes room for a part of a block.
+                to = from.max((from + w.rng.below(to - from)) / SECTOR * SECTOR);
             }
             let inode = w.files.get_mut(&file.ino).unwrap();
             if inode.cache.len() < to {
