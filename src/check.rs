@@ -48,9 +48,8 @@ impl fmt::Display for Finding {
 
 impl From<Gap> for Finding {
     fn from(gap: Gap) -> Finding {
-        let last = gap.next.saturating_sub(1).max(gap.first);
         let what = "its checksum does not hold".into();
-        Finding::Fault { first: gap.first, last, at: gap.at, what }
+        Finding::Fault { first: gap.first, last: gap.last(), at: gap.at, what }
     }
 }
 

@@ -394,7 +394,7 @@ impl<D: Disk> Stream<D> {
             return Err(Error::NotFound);
         }
         // A commit without an end is overwritten.
-        Ok((!files.changed_behind(&tip)?).then_some(tip))
+        Ok((!files.is_new(files.behind(&tip)?, &tip)?).then_some(tip))
     }
 }
 

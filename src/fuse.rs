@@ -402,22 +402,18 @@ impl Filesystem for Fuse {
 
     fn statfs(&self, request: &Request, _: INodeNo, reply: ReplyStatfs) {
         let asked = self.asked(request, format_args!("statfs"));
-        self.run(
-            asked,
-            reply,
-            || self.0.space(),
-            |reply, stat| {
-                reply.statfs(
-                    stat.f_blocks,
-                    stat.f_bfree,
-                    stat.f_bavail,
-                    stat.f_files,
-                    stat.f_ffree,
-                    u32::try_from(stat.f_bsize).unwrap_or(4096),
-                    u32::try_from(stat.f_namelen).unwrap_or(255),
-                    u32::try_from(stat.f_frsize).unwrap_or(4096),
-                );
-            },
-        );
+        let ok = |reply: ReplyStatfs, stat: libc::statfs| {
+            reply.statfs(
+                stat.f_blocks,
+                stat.f_bfree,
+                stat.f_bavail,
+                stat.f_files,
+                stat.f_ffree,
+                u32::try_from(stat.f_bsize).unwrap_or(4096),
+                u32::try_from(stat.f_namelen).unwrap_or(255),
+                u32::try_from(stat.f_frsize).unwrap_or(4096),
+            );
+        };
+        self.run(asked, reply, || self.0.space(), ok);
     }
 }

@@ -161,10 +161,10 @@ impl<D: Disk> Files<D> {
         Ok(zeros || Head::decode(&bytes) == Some(known))
     }
 
-    /// Whether something follows the end `tip`, or that is not what it was; but for what was known to be
-    /// left of a commit that did not come to its end.
-    pub(crate) fn changed_behind(&self, tip: &Tip) -> Result<bool> {
-        match self.behind(tip)? {
+    /// Whether what is `behind` the end `tip` is something, or that is not what it was; but for what was
+    /// known to be left of a commit that did not come to its end.
+    pub(crate) fn is_new(&self, behind: u32, tip: &Tip) -> Result<bool> {
+        match behind {
             0 => Ok(false),
             // Another commit may have begun with the same block, and come to its end.
             known if known == self.dead => {
@@ -427,9 +427,8 @@ impl<D: Disk> Files<D> {
     }
 
     fn tell_of(&self, gap: Gap) -> String {
-        let last = gap.next.saturating_sub(1).max(gap.first);
         let error = self.damaged(gap.first, "it does not check");
-        format!("{error}, nor do those behind it up to event {last}")
+        format!("{error}, nor do those behind it up to event {}", gap.last())
     }
 }
 

@@ -221,31 +221,28 @@ impl<D: Disk> Store<D> {
     fn remove_but(&self, name: &Path, stream: &Arc<Stream<D>>, other: Option<u64>) -> Result<()> {
         let mut removed = self.try_to_remove(name, stream, other);
         for _ in 0..TRIES {
-            if removed != Ok(false) {
+            let Err(Error::Os { errno: libc::ENOTEMPTY, .. }) = removed else {
                 break;
-            }
-            // Who looks at it meanwhile makes its files anew.
+            };
+            // Who looks at it meanwhile makes its files anew. If it holds what is not ours, the stream
+            // stays, empty.
             removed = match self.stream(name) {
-                Err(Error::NotFound) => Ok(true),
+                Err(Error::NotFound) => Ok(()),
                 again => again.and_then(|again| self.try_to_remove(name, &again, other)),
             };
         }
-        if !removed? {
-            // It holds what is not ours: the stream stays, empty.
-            let error = io::Error::from_raw_os_error(libc::ENOTEMPTY);
-            return Err(Error::os(name.display())(error));
-        }
+        removed?;
         lock(&self.streams).remove(name.as_os_str());
         Ok(())
     }
 
-    /// False where there is something left in its directory.
+    /// ENOTEMPTY where there is something left in its directory.
     fn try_to_remove(
         &self,
         name: &Path,
         stream: &Arc<Stream<D>>,
         other: Option<u64>,
-    ) -> Result<bool> {
+    ) -> Result<()> {
         let (disk, os) = (&self.shared.disk, || Error::os(name.display()));
         stream.empty(other, |count| {
             // Without its log the index would tell of events that got lost, if there were any.
@@ -258,10 +255,7 @@ impl<D: Disk> Store<D> {
         disk.tell(name);
         // NFS keeps what is removed in the directory for as long as it is open.
         stream.close();
-        match disk.remove_dir(name) {
-            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(false),
-            removed => removed.map(|()| true).map_err(os()),
-        }
+        disk.remove_dir(name).map_err(os())
     }
 
     /// Renames a stream, durably. A stream without events that has the new name is replaced.

@@ -371,10 +371,11 @@ impl<D: Disk> Stream<D> {
             return Ok(false);
         }
         // What cannot be read there is for who reads there; and what has another name by now for others.
-        if !files.changed_behind(tip).unwrap_or(false) || !files.matched()? {
+        let behind = files.behind(tip).unwrap_or(0);
+        if !files.is_new(behind, tip).unwrap_or(false) || !files.matched()? {
             return Ok(false);
         }
-        if files.behind(tip)? == GONE {
+        if behind == GONE {
             return Ok(true);
         }
         // Another descriptor than that by which a thread of ours may have the lock.
@@ -394,13 +395,14 @@ impl<D: Disk> Stream<D> {
         // No less than was seen already, though some of it is lost.
         let more = files.intact.as_ref().filter(|(intact, _)| intact.count > known.count);
         let tip = more.map_or(known, |(intact, _)| *intact);
-        let Some(index) = &files.index else {
+        if files.index.is_none() {
             // Nobody commits without one, which may have come and gone since.
             let there = self.disk().identity(&files.name.join("index")).is_ok();
-            let more = files.intact.is_none() && files.changed_behind(&tip).unwrap_or(false);
+            let more = || files.is_new(files.behind(&tip)?, &tip);
+            let more = files.intact.is_none() && more().unwrap_or(false);
             return Ok((!there && !more).then_some(tip));
-        };
-        if !self.disk().stat(index).map_err(self.os("index"))?.named {
+        }
+        if !files.has_index()? {
             return Ok(None);
         }
         let index @ (last, seed) = files.index_head()?;

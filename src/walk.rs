@@ -141,6 +141,11 @@ impl Gap {
     fn new(first: u64, behind: &Block, at: u64) -> Gap {
         Gap { first, next: behind.index + u64::from(behind.is(CONT)), at }
     }
+
+    /// The last event affected, at least.
+    pub fn last(&self) -> u64 {
+        self.next.saturating_sub(1).max(self.first)
+    }
 }
 
 /// Goes from the place `from` over all blocks that follow. Tells of what is `damaged`. `proof`: the

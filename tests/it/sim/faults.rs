@@ -72,7 +72,7 @@ const FAULTS: &[Fault] = &[
         "commit.rs",
         &[("if matches!(result, Err(Error::Unknown { .. }))", "if !fault!() && matches!(result, Err(Error::Unknown { .. }))")],
     ),
-    fault("leftovers not looked for", "commit.rs", &[("Ok((!files.changed_behind(&tip)?).then_some(tip))", "Ok(Some(tip))")]),
+    fault("leftovers not looked for", "commit.rs", &[("Ok((!files.is_new(files.behind(&tip)?, &tip)?).then_some(tip))", "Ok(Some(tip))")]),
     fault("ENOSPC though it may be there", "commit.rs", &[("walked.tip == tip)", "fault!() || walked.tip == tip)")]),
     fault("ENOSPC for a sync", "commit.rs", &[("told.map_err(|error| self.unknown(&error))?;", "told?;")]),
     // ---- locks and guards ----
@@ -153,7 +153,7 @@ const FAULTS: &[Fault] = &[
     fault("checksum not looked at", "page.rs", &[("checksum(seed, at, bytes) == block.crc", "true")]),
     fault("the index believed where a page says otherwise", "find.rs", &[("for ask in [false, true] {", "for ask in [false, !fault!()] {")]),
     fault("short reads taken for the end", "spill.rs", &[("read => filled += read,", "read => { filled += read; if fault!() { break; } }")]),
-    fault("a reader stays at an index that is gone", "stream.rs", &[(r#"!self.disk().stat(index).map_err(self.os("index"))?.named"#, "false")]),
+    fault("a reader stays at an index that is gone", "stream.rs", &[("!files.has_index()?", "false")]),
     fault("a reader does not look behind the end", "stream.rs", &[("if !self.orphaned(files, &tip)? =>", "if fault!() || !self.orphaned(files, &tip)? =>")]),
     fault("what was acknowledged forgotten with the index", "walk.rs", &[("let from = last.max(known.at).max(head.at); let tip", "let from = if fault!() { last.max(head.at) } else { last.max(known.at).max(head.at) }; let tip")]),
     fault("a cursor believed that leads elsewhere", "read.rs", &[("near.filter(|block| block.view <= view && view <= block.view_end())", "near.filter(|block| fault!() || block.view <= view && view <= block.view_end())")]),
