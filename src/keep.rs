@@ -37,6 +37,8 @@ impl<D: Disk> Stream<D> {
             };
             let head = Head { first, at, view, ..before };
             // A host that crashes must not leave a `last` to the others that is before the first event.
+            // Written anew, for what a failed sync was to write counts as written.
+            files.publish(tip.at, before.seed)?;
             let index = files.index.as_ref().map_or(Ok(()), |index| disk.sync_data(index));
             index.map_err(self.os("index"))?;
             // Also when it says so already: an earlier try may be in the cache only.

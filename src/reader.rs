@@ -143,6 +143,8 @@ impl Open {
             news => news?,
         };
         if let Some(notify) = notify {
+            // Nobody has seen all where the end is not known: it may be mended, and then comes more.
+            let seen = if news == u64::MAX { end } else { news.max(end) };
             let ticket = self.waiters.ticket();
             if *lock(&self.reading).polled.get_or_insert(ticket) == ticket {
                 let open = self.clone();
@@ -153,7 +155,7 @@ impl Open {
                     drop(reading);
                     notify();
                 };
-                self.waiters.park(&self.stream, news.max(end), None, ticket, Box::new(wake));
+                self.waiters.park(&self.stream, seen, None, ticket, Box::new(wake));
             }
         }
         Ok(ready || end < news)
